@@ -1,0 +1,51 @@
+# `make` explains the targets. Each that needs Python packages sets up .venv first, or finds it up to date (.ci/setup).
+# All paths are relative, so that the folder may have spaces in its name.
+.PHONY: help setup book test demo serve notebooks bench lint clean distclean
+
+BIN := .venv/bin
+PORT ?= 8000
+
+help: ## explain the targets (this list)
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables: PYTHON=/path/to/python3 and NEED_GB=12 (free disk space) for the set-up, PORT=8000 for serve"
+
+setup: ## make .venv, or bring it up to date (first time: 2 to 15 minutes, 6 GB)
+	@sh .ci/setup
+
+# --all: a page left alone is not checked again, and its warning would be forgotten. Executed cells come from the cache.
+book: setup ## execute every page and build the book into _build/html
+	TQDM_DISABLE=1 $(BIN)/jupyter-book build . --all -W -n --keep-going
+	@echo "The book: $(CURDIR)/_build/html/index.html (or: make serve)"
+
+test: setup ## run every test, with coverage, then every notebook
+	@failed=0; \
+	echo "== tests"; $(BIN)/python -m pytest --cov --cov-report=term || failed=1; \
+	echo "== notebooks"; TQDM_DISABLE=1 $(BIN)/python -m pytest book --nbval-lax --nbval-current-env -p no:cacheprovider || failed=1; \
+	exit $$failed
+
+demo: setup ## train on digits to 2 bits and print the report (under a minute)
+	$(BIN)/csq-mini train digits --target 2
+
+serve: setup ## serve the built book on localhost, port PORT; build it first if there is none
+	@[ -f _build/html/index.html ] || { echo "There is no book yet: building it first"; $(MAKE) book; }
+	@echo "The book: http://127.0.0.1:$(PORT)/ (Ctrl-C ends)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html || \
+	{ echo "The server stopped. If port $(PORT) is taken: make serve PORT=8001"; exit 1; }
+
+notebooks: setup ## renew and execute each paired notebook in book/ from its page
+	$(BIN)/python book/_ext/pair.py
+
+bench: setup ## measure step times, memory and digits accuracy; JSON goes to book/results
+	$(BIN)/python -m csq_mini.bench
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check csq_mini tests
+	$(BIN)/mypy
+
+clean: ## remove the built book and all caches; keep .venv
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	find . -path ./.venv -prune -o '(' -name __pycache__ -o -name .ipynb_checkpoints ')' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv too
+	rm -rf .venv *.egg-info

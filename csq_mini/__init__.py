@@ -1,0 +1,36 @@
+"""csq-mini: mixed-precision quantization by continuous sparsification, for reading and for use.
+
+    import csq_mini as csq
+    csq.convert(model)                          # weights become trainable bit planes
+    budget = csq.Budget(model, target=2.0)      # 2 bits a weight, on average over the layers
+    ...                                         # your loop: set_temperature, loss + budget.penalty()
+    exact = csq.harden(model)                   # a plain torch model on integers
+
+Method: CSQ, Xiao et al., DAC 2023 (arXiv 2212.02770). The book derives it; README.md has the loop.
+"""
+
+import importlib
+from typing import Any
+
+from . import data, models, recipes
+from .budget import Budget
+from .conversion import Integers, convert, harden, integers, set_temperature
+from .gates import gate, temperature
+from .recipes import Recipe
+from .reports import Report, report
+from .training import Result, accuracy, fit, parameter_groups, recalibrate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget", "Integers", "Recipe", "Report", "Result", "accuracy", "convert", "data", "fit", "gate",
+    "harden", "integers", "models", "parameter_groups", "plots", "recalibrate", "recipes", "report",
+    "set_temperature", "temperature",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    # Drawing brings matplotlib and seaborn along, so it is imported on first use.
+    if name == "plots":
+        return importlib.import_module(".plots", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

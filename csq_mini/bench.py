@@ -1,0 +1,175 @@
+"""Benchmarks whose figures the README shows: ``python -m csq_mini.bench [steps] [digits]``.
+
+``steps``: time of a CSQ training step over a float one (ResNet-20, optimizer included), as the
+median ratio of interleaved pairs, because machines are noisy; and bytes a weight.
+``digits``: hardened accuracy of the digits network by cross-validation over all images, against
+float and uniform precision trained the same way, and whether every budget is kept.
+Each writes book/results/bench_<name>.json with seeds, hardware and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+from . import __version__, data, models, recipes
+from .budget import Budget
+from .checkpoint import write_json
+from .conversion import convert, csq_layers, set_temperature
+from .gates import temperature
+from .training import fit, parameter_groups
+
+SEEDS, FOLDS, TARGETS = (0, 1, 2), 5, (1.5, 2.0, 3.0, 4.0, 5.0)
+
+
+def where() -> dict[str, Any]:
+    """Hardware and versions, as each results file states them."""
+    return {
+        "csq_mini": __version__, "torch": torch.__version__, "python": platform.python_version(),
+        "cpu": _cpu_name(), "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }  # fmt: skip
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class TrainingStep:
+    """One training step of ResNet-20 at batch 128, float or CSQ, with everything fit does in a step."""
+
+    def __init__(self, csq: bool, batch: int = 128):
+        torch.manual_seed(0)
+        self.model = models.resnet20().train()
+        self.budget = None
+        if csq:
+            convert(self.model)
+            self.budget = Budget(self.model, 2.0)
+        self.optimizer = torch.optim.SGD(parameter_groups(self.model, 0.01), momentum=0.9, nesterov=True, fused=True)
+        self.x, self.y, self.count = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,)), 0
+
+    def __call__(self) -> None:
+        if self.budget:
+            set_temperature(self.model, temperature(self.count % 100 / 100))
+        loss = F.cross_entropy(self.model(self.x), self.y)
+        if self.budget:
+            loss = loss + self.budget.penalty()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.count += 1
+
+
+def steps(pairs: int = 30) -> dict[str, Any]:
+    """Ratio of step times, and bytes a weight, of ResNet-20."""
+    timers = [Timer("step()", globals={"step": TrainingStep(csq)}, num_threads=torch.get_num_threads()) for csq in (False, True)]
+    times = [[timer.timeit(1).mean for timer in timers] for _ in range(pairs + 2)][2:]  # two to warm up
+    ratios = [csq / plain for plain, csq in times]
+    print(f"CSQ step over float step: median {statistics.median(ratios):.3f} of {pairs} interleaved pairs")
+    return {
+        "model": "resnet20", "batch": 128, "pairs": pairs, "seed": 0,
+        "ratio_median": statistics.median(ratios),
+        "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "float_step_s": statistics.median(t[0] for t in times), **memory(),
+    }  # fmt: skip
+
+
+def memory() -> dict[str, float]:
+    """Bytes a weight of state (parameters, gradients, momentum) and saved for backward, measured."""
+    step = TrainingStep(csq=True, batch=2)
+    step()
+    layers = list(csq_layers(step.model).values())
+    weights = sum(layer.p.shape[1] for layer in layers)
+    own = [p for layer in layers for p in (layer.p, layer.n, layer.q, layer.scale)]
+    moments = [step.optimizer.state[p]["momentum_buffer"] for p in own]
+    state = sum(t.nbytes for p, m in zip(own, moments) for t in (p, p.grad, m) if t is not None)
+    print(f"state {state / weights:.1f} bytes a weight (bound {layers[0].planes * 2 * 12}), saved {saved_bytes(layers)} bytes")
+    return {"state_bytes_per_weight": state / weights, "bound_bytes_per_weight": layers[0].planes * 2 * 12,
+            "saved_beyond_parameters_bytes": saved_bytes(layers)}  # fmt: skip
+
+
+def saved_bytes(layers: list[nn.Module]) -> int:
+    """Bytes that computing each layer's weight keeps for the backward pass, its own state aside."""
+    own = {t.untyped_storage().data_ptr() for layer in layers for t in (*layer.parameters(), *layer.buffers())}
+    saved: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        if t.untyped_storage().data_ptr() not in own:
+            saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        kept = [layer.weight for layer in layers]  # alive, so that no storage is reused
+    assert kept
+    return sum(saved.values())
+
+
+def digits_run(job: tuple[str, float | None, int, int]) -> dict[str, Any]:
+    """Train one digits network: (kind, target, fold, seed) in, one row out."""
+    kind, target, fold, seed = job
+    recipe = recipes.get("digits", target=target, seed=seed)
+    if kind == "uniform":  # freeze at once: every layer the same planes, as many epochs in all
+        recipe = recipe.replace(search_epochs=0, finetune_epochs=recipe.search_epochs + recipe.finetune_epochs)
+    torch.manual_seed(seed)
+    start = time.perf_counter()
+    result = fit(models.digits_cnn(), data.digits(fold), recipe, progress=False)
+    bits = result.report.total.paper_bits if result.report else None
+    return {"kind": kind, "target": target, "fold": fold, "seed": seed, "accuracy": result.accuracy, "bits": bits,
+            "seconds": time.perf_counter() - start}  # fmt: skip
+
+
+def digits() -> dict[str, Any]:
+    """Cross-validated digits: float, CSQ and uniform 2 bits on every fold and seed, other targets too."""
+    alone = digits_run(("csq", 2.0, 0, 0))["seconds"]
+    print(f"one run, {torch.get_num_threads()} threads: {alone:.1f} s")
+    cases = [("float", None), ("uniform", 2.0)] + [("csq", target) for target in TARGETS]
+    jobs = [(kind, target, fold, seed) for kind, target in cases for fold in range(FOLDS) for seed in SEEDS]
+    with multiprocessing.get_context("spawn").Pool(torch.get_num_threads(), torch.set_num_threads, (1,)) as pool:
+        rows = []
+        for row in pool.imap(digits_run, jobs):
+            rows.append(row)
+            print("{kind} {target} fold {fold} seed {seed}: {accuracy:.4f}".format(**row), flush=True)
+    return {"folds": FOLDS, "seeds": SEEDS, "recipe": recipes.get("digits").to_dict(), "one_run_s": alone,
+            "summary": [_summary(rows, *case) for case in cases], "rows": rows}  # fmt: skip
+
+
+def _summary(rows: list[dict[str, Any]], kind: str, target: float | None) -> dict[str, Any]:
+    chosen = [row for row in rows if (row["kind"], row["target"]) == (kind, target)]
+    # One value a seed, over all images; its spread over seeds is what a repetition would show.
+    by_seed = [np.mean([row["accuracy"] for row in chosen if row["seed"] == seed]) for seed in SEEDS]
+    line = {"kind": kind, "target": target, "accuracy": float(np.mean(by_seed)), "std_over_seeds": float(np.std(by_seed, ddof=1)),
+            "runs": len(chosen), "max_bits": max((row["bits"] for row in chosen if row["bits"]), default=None)}  # fmt: skip
+    print("{kind} {target}: {accuracy:.4f} +- {std_over_seeds:.4f}, at most {max_bits} bits".format(**line))
+    return line
+
+
+def main() -> None:
+    """Run the named benchmarks, or all, and write their JSON."""
+    known = {"steps": steps, "digits": digits}
+    parser = argparse.ArgumentParser(prog="python -m csq_mini.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *known], default=[], help="steps, digits, or nothing for both")
+    parser.add_argument("--out", default="book/results", type=Path)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.names or known:
+        print(f"== {name}")
+        write_json(args.out / f"bench_{name}.json", {"where": where(), **known[name]()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The folder of a run: what it holds is written whole or not at all, and only read back if it fits.
+
+    run.json         what is run: recipe, model, data, format version
+    checkpoint.pt    state after some step: model, optimizer, random numbers, history so far
+    history.jsonl    a row an epoch
+    result.json      accuracy on the test split and totals; model.pt the hardened state_dict
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from .data import Data
+    from .recipes import Recipe
+    from .reports import Report
+
+FORMAT = 1
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file under a temporary name, make sure it is on disk, then rename it into place."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    write_whole(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+def get_rng_state() -> dict[str, Any]:
+    """State of every global random generator a training may draw from, as tensors and numbers."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`get_rng_state` took."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+class RunFolder:
+    """Claims a folder for a run, or reopens the one it is.
+
+    Args:
+        path: a folder that does not exist, is empty, or holds this very run.
+        model: the :func:`fingerprint` of the float model.
+        data, recipe: of the run.
+        tensorboard: whether :meth:`write_history` also writes events.
+
+    Raises:
+        ValueError: if the folder is not empty and no run, or a run of something else.
+        OSError: if it cannot be made or written to.
+        ImportError: if TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, path: str | Path, model: str, data: Data, recipe: Recipe, tensorboard: bool = False):
+        self.path = Path(path)
+        run = {
+            "format": FORMAT,
+            "recipe": {**recipe.to_dict(), "skip": list(recipe.skip)},
+            "model": model,
+            "data": f"{data.name}, {' + '.join(str(len(s[1])) for s in (data.train, data.valid, data.test))}",
+        }
+        self._make()
+        file = self.path / "run.json"
+        if file.exists():
+            self._compare(_read_json(file), run)
+        elif any(not p.name.endswith(".partial") for p in self.path.iterdir()):
+            raise ValueError(f"{self.path} is not empty and not a run: give an empty or new folder as run_dir")
+        else:
+            write_json(file, run)
+        self.events = _event_writer(self.path) if tensorboard else None
+        self.written = 0  # history rows already written as events
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None if there is none yet.
+
+        Raises:
+            ValueError: if it is damaged or of another format.
+        """
+        file = self.path / "checkpoint.pt"
+        if not file.exists():
+            return None
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            version = state["format"]
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise ValueError(
+                f"{file} is damaged ({type(error).__name__}): delete it to start this run again, or restore it"
+            ) from error
+        if version != FORMAT:
+            raise ValueError(f"{file} has format {version}, this csq_mini reads {FORMAT}: use another run_dir")
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint by this state."""
+        write_whole(self.path / "checkpoint.pt", lambda file: torch.save({"format": FORMAT, **state}, file))
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the history by these rows; new ones go to TensorBoard too."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_whole(self.path / "history.jsonl", lambda file: file.write(text.encode()))
+        if self.events:
+            for row in rows[self.written :]:
+                for key, value in row.items():
+                    if isinstance(value, (int, float)):
+                        self.events.add_scalar(key, value, row["epoch"])
+            self.events.flush()
+            self.written = len(rows)
+
+    def write_result(self, model: nn.Module, accuracy: float, report: Report | None) -> None:
+        """Write the hardened model's plain state_dict and what it came to."""
+        write_whole(self.path / "model.pt", lambda file: torch.save(model.state_dict(), file))
+        totals = vars(report.total) if report else {}
+        write_json(self.path / "result.json", {"accuracy": accuracy, **totals})
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(f"cannot make the run folder {self.path}: {error.strerror}; give another run_dir") from None
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission to write to {self.path}: give another run_dir")
+
+    def _compare(self, there: dict[str, Any], asked: dict[str, Any]) -> None:
+        if there.get("format") != FORMAT:
+            raise ValueError(f"{self.path} holds a run of format {there.get('format')}, this csq_mini reads {FORMAT}")
+        flat_there, flat_asked = ({**d, **d["recipe"]} for d in (there, asked))
+        wrong = [
+            f"{key} is {flat_there.get(key)!r} there and {value!r} here"
+            for key, value in flat_asked.items()
+            if key != "recipe" and flat_there.get(key) != value
+        ]
+        if wrong:
+            raise ValueError(f"{self.path} holds another run: {'; '.join(wrong)}. Give another run_dir, or the same recipe")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+        return {**content, "recipe": dict(content["recipe"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): give another run_dir, or delete this one") from None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Class and digest of names, shapes and dtypes: enough to refuse another architecture."""
+    shapes = [(key, tuple(t.shape), str(t.dtype)) for key, t in sorted(model.state_dict().items())]
+    return f"{type(model).__name__} {hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]}"
+
+
+def _event_writer(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("tensorboard=True needs the tensorboard package: pip install tensorboard") from error
+    return SummaryWriter(str(path))

@@ -1,0 +1,86 @@
+"""The gate that turns a logit into a bit, and the temperature that hardens it.
+
+A bit is 0 or 1 and has no gradient. CSQ trains a real *logit* x instead and reads the bit
+through a sigmoid, sigmoid(beta x), whose temperature beta grows until it is a step.
+Source: CSQ (arXiv 2212.02770), section 3; the gate is that of continuous sparsification
+(arXiv 1912.04427). Like these papers we say "temperature" for what is an inverse temperature:
+a larger beta is a harder gate.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LOGIT = 0.5
+"""Magnitude at which every logit starts: +0.5 for an open gate, -0.5 for a closed one."""
+
+
+def gate(x: Tensor, beta: float | Tensor) -> Tensor:
+    """Opening of the gate f_beta(x) = sigmoid(beta x), elementwise.
+
+    Args:
+        x: logits, any shape.
+        beta: temperature above zero. ``math.inf`` is the hard gate, *defined* as 1[x > 0]: the
+            limit at x = 0 would be 1/2, and inf * 0 is not a number. A tensor is taken as finite.
+
+    Returns:
+        Values in [0, 1], of the shape and dtype of ``x``.
+
+    Source: CSQ (arXiv 2212.02770), the temperature sigmoid of the bi-level relaxation.
+    """
+    if isinstance(beta, float) and math.isinf(beta):
+        return (x > 0).to(x.dtype)
+    return torch.sigmoid(beta * x)
+
+
+def gate_slope(f: Tensor, beta: float | Tensor) -> Tensor:
+    """Derivative of the gate by its logit, written by its opening: beta f (1 - f).
+
+    Args:
+        f: openings as :func:`gate` returns them, any shape.
+        beta: the temperature they were computed at. At ``math.inf`` the slope is 0 everywhere.
+
+    Returns:
+        A new tensor of the shape of ``f``.
+    """
+    if isinstance(beta, float) and math.isinf(beta):
+        return torch.zeros_like(f)
+    return torch.addcmul(f, f, f, value=-1).mul_(beta)  # f - f^2 in one pass
+
+
+def temperature(t: float, start: float = 1.0, end: float = 200.0) -> float:
+    """Temperature after a fraction ``t`` of the training: start * (end / start) ** t.
+
+    Args:
+        t: progress k / K in [0, 1].
+        start: beta_0, the temperature of the first step.
+        end: beta_K, the temperature at t = 1.
+
+    Raises:
+        ValueError: if ``t`` lies outside [0, 1], or a temperature is not finite and above zero.
+
+    Source: CSQ (arXiv 2212.02770), exponential schedule with beta_0 = 1 and beta_K = 200.
+    """
+    if not 0 <= t <= 1:
+        raise ValueError(f"progress t must lie in [0, 1], got {t!r}: pass step / total_steps")
+    for name, value in (("start", start), ("end", end)):
+        if math.isinf(check_temperature(value)):
+            raise ValueError(f"{name} must be finite: only set_temperature takes infinity")
+    return start * (end / start) ** t
+
+
+def check_temperature(beta: float) -> float:
+    """``beta`` as a float, or a ValueError if it is not a number above zero."""
+    try:
+        value = float(beta)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not value > 0:  # also false for nan
+        raise ValueError(
+            f"a temperature must be a number above 0, got {beta!r}: "
+            "use 1.0 for the softest usual gate and math.inf for the hard one"
+        )
+    return value

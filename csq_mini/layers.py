@@ -1,0 +1,244 @@
+"""A layer whose weight is a sum of gated bit planes.
+
+The mixin :class:`CSQLayer` stands before a layer's own class and computes ``weight`` from planes,
+so that one class serves convolutions, linear layers and embeddings. How a model gets there and
+back is in ``conversion.py``.
+Source: CSQ (arXiv 2212.02770), the relaxed weight with bit and mask gates.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .bits import float_to_planes, integer_to_planes, place_values, planes_to_integer, round_to_grid
+from .gates import LOGIT, gate, gate_slope
+
+UNDECIDED, DROPPED, LEARNED, FILLED = -1, 0, 1, 2
+"""What a layer's ``mask`` buffer says of a plane: the search still decides, or the frozen verdict."""
+
+
+def gain(beta: float | Tensor, frozen: bool) -> float | Tensor:
+    """What the step is multiplied by so that a new layer's weight is the same at every temperature.
+
+    Every logit starts at +-0.5, so at a finite temperature an open bit counts only
+    f(0.5) - f(-0.5) = tanh(beta / 4), and an open mask f(0.5). Dividing by both keeps the function
+    of the network at the start of a search, batch norm or not; the gain falls to 1 as beta grows
+    and *is* 1 at ``math.inf``. Original continuous sparsification (arXiv 1912.04427) divides by its
+    gate's initial value for the same reason. A frozen layer's mask is constant and needs no gain.
+    """
+    if isinstance(beta, float):
+        return float(gain(torch.tensor(beta, dtype=torch.float64), frozen)) if beta < math.inf else 1.0
+    open_bit = torch.tanh(beta * (LOGIT / 2))
+    return 1 / open_bit if frozen else 1 / (open_bit * gate(torch.full_like(beta, LOGIT), beta))
+
+
+class PlaneSum(torch.autograd.Function):
+    """The relaxed weight of one layer, in one pass that stores nothing but its own inputs.
+
+    weight = step0 * gain * sum_b 2^b [f(p_b) - f(n_b)] m_b, with step0 = scale / (2^N - 1) and m_b
+    = f(q_b), or the frozen mask. The sum comes first and in float32 at least: with hard gates it is
+    an integer, and one multiplication makes it a weight. The backward pass computes the gates
+    again, because keeping them would cost 64 bytes a weight.
+    Source: CSQ (arXiv 2212.02770), the bi-level relaxed weight.
+    """
+
+    @staticmethod
+    def forward(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, beta: float | Tensor, mask: Tensor | None) -> Tensor:
+        p, n, q, scale = at_least_float32(p, n, q, scale)
+        with torch.autocast(p.device.type, enabled=False):
+            worth = place_values(len(p), p) * _mask(q, beta, mask)  # [planes]
+            difference = gate(p, beta).sub_(gate(n, beta))  # [planes, numel]
+            return _step(scale, len(p), beta, mask) * (worth @ difference)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.beta = inputs[4] if isinstance(inputs[4], float) else None
+        ctx.save_for_backward(*(t for t in inputs if isinstance(t, Tensor) or t is None))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        p, n, q, scale, *rest = ctx.saved_tensors
+        beta, mask = (ctx.beta, rest[0]) if ctx.beta is not None else rest
+        dtypes = [t.dtype for t in (p, n, q, scale)]
+        p, n, q, scale = at_least_float32(p, n, q, scale)
+        with torch.autocast(p.device.type, enabled=False):
+            place, m, f, g = place_values(len(p), p), _mask(q, beta, mask), gate(p, beta), gate(n, beta)
+            step = _step(scale, len(p), beta, mask)
+            inner = (f - g) @ grad  # [planes]: the gradient along each plane
+            weighted = torch.outer(step * place * m, grad)  # [planes, numel]
+            grad_p = gate_slope(f, beta).mul_(weighted)
+            grad_n = gate_slope(g, beta).mul_(weighted).neg_()
+            grad_q = step * place * inner * gate_slope(m, beta) if mask is None else torch.zeros_like(q)
+            grad_scale = _step(torch.ones_like(scale), len(p), beta, mask) * (place * m @ inner)
+        grads = (t.to(d) for t, d in zip((grad_p, grad_n, grad_q, grad_scale), dtypes))
+        return *grads, None, None
+
+
+def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
+
+
+def _mask(q: Tensor, beta: float | Tensor, mask: Tensor | None) -> Tensor:
+    return gate(q, beta) if mask is None else (mask > DROPPED).to(q.dtype)
+
+
+def _step(scale: Tensor, planes: int, beta: float | Tensor, mask: Tensor | None) -> Tensor:
+    return scale / (2**planes - 1) * gain(beta, frozen=mask is not None)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a hardened layer remembers of its planes, as its attribute ``csq``."""
+
+    available: int  # N, the planes there were to choose from
+    kept: tuple[int, ...]
+    filled: tuple[int, ...]  # those kept that the search had closed
+    step: float
+
+
+class CSQLayer(nn.Module):
+    """Mixin that computes ``weight`` from bit planes; :func:`convert` puts it before a layer's class.
+
+    Attributes:
+        p, n: bit logits, ``[planes, numel]``.
+        q: mask logits, ``[planes]``.
+        scale: 0-dim; the weight that all planes together hold.
+        beta: buffer, 0-dim; the temperature.
+        mask: buffer, int8 ``[planes]``; -1 in the search, then 0 dropped, 1 learned, 2 filled.
+        hard, frozen: what ``beta`` and ``mask`` say, as bool, so that a forward pass need not ask
+            the device.
+    """
+
+    p: nn.Parameter
+    n: nn.Parameter
+    q: nn.Parameter
+    scale: nn.Parameter
+    beta: Tensor
+    mask: Tensor
+    shape: torch.Size
+    hard: bool
+    frozen: bool
+    float_class: type[nn.Module]
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight at the present temperature, computed anew at each access."""
+        beta = math.inf if self.hard else self.beta
+        flat = PlaneSum.apply(self.p, self.n, self.q, self.scale, beta, self.mask if self.frozen else None)
+        return flat.view(self.shape).to(self.scale.dtype)
+
+    @property
+    def planes(self) -> int:
+        """Number of planes N there are, open or closed."""
+        return self.p.shape[0]
+
+    @property
+    def open(self) -> Tensor:
+        """Which planes are kept at present, bool ``[planes]``: 1[q > 0], or the frozen mask."""
+        return self.mask > DROPPED if self.frozen else self.q.detach() > 0
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """The weight's integers in units of plane 0, all gates hard: int64 ``[numel]``."""
+        kept = self.open.view(-1, 1)
+        return planes_to_integer((self.p > 0) & kept, (self.n > 0) & kept)
+
+    @torch.no_grad()
+    def scheme(self) -> Scheme:
+        """Planes kept and the step of the layer, all gates hard."""
+        kept = tuple(self.open.nonzero().flatten().tolist())
+        filled = tuple((self.mask == FILLED).nonzero().flatten().tolist())
+        (scale,) = at_least_float32(self.scale)
+        step0 = float(scale / (2**self.planes - 1))
+        return Scheme(self.planes, kept, filled, step0 * 2 ** min(kept, default=0))
+
+    @torch.no_grad()
+    def set_bits(self, codes: Tensor) -> None:
+        """Set every bit logit to +-0.5 so that the hard weight has these integers (any shape)."""
+        for logits, bits in zip((self.p, self.n), integer_to_planes(codes, self.planes)):
+            logits.copy_(torch.where(bits, LOGIT, -LOGIT))
+
+    @torch.no_grad()
+    def freeze(self, count: int) -> None:
+        """Keep ``count`` contiguous planes for good and round the present weight onto them.
+
+        The planes run down from the highest one that the present weight reaches: leaving out a low
+        plane rounds, leaving out a high one would clip. Planes among them that the search had
+        closed are marked as filled. Rounding sets every bit, so a filled plane starts with what it
+        can add, and every bit logit starts its second annealing at +-0.5, as original continuous
+        sparsification (arXiv 1912.04427) rewinds what has decided itself.
+        """
+        weight, (scale,) = self.weight, at_least_float32(self.scale)
+        step = scale / (2**self.planes - 1)
+        reach = int(round_to_grid(weight, step, 0, self.planes).abs().amax()) if weight.numel() else 0
+        high = max(reach.bit_length() or self.planes, count)
+        kept = torch.zeros_like(self.mask, dtype=torch.bool)
+        kept[high - count : high] = True
+        self.mask.copy_(torch.where(kept, torch.where(self.q > 0, LEARNED, FILLED), DROPPED))
+        self.frozen = True
+        self.set_bits(round_to_grid(weight, step, high - count, high))
+
+    @torch.no_grad()
+    def load_float(self, weight: Tensor) -> None:
+        """Round a float weight of the layer's shape to the planes it has, or is frozen to.
+
+        Raises ValueError if a weight is not finite; nothing is changed then.
+        """
+        scale, positive, negative = float_to_planes(weight, self.planes)
+        low, high = 0, self.planes
+        if self.frozen and self.open.any():
+            kept = self.open.nonzero().flatten()
+            low, high = int(kept[0]), int(kept[-1]) + 1
+            scale = scale * (2**self.planes - 1) / (2**high - 2**low)
+        step = at_least_float32(scale)[0] / (2**self.planes - 1)
+        self.set_bits(round_to_grid(weight, step, low, high))
+        self.scale.copy_(scale)
+        self.q.fill_(LOGIT)
+
+    def _set_beta(self, beta: float) -> None:
+        self.beta.fill_(beta)
+        self.hard = math.isinf(beta)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        *_, errors = args
+        weight = state_dict.get(prefix + "weight")
+        if weight is not None and prefix + "p" not in state_dict:
+            self._planes_for(state_dict, prefix, weight, errors)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.hard = bool(torch.isinf(self.beta))
+        self.frozen = bool((self.mask != UNDECIDED).all())
+
+    def _planes_for(self, state_dict: dict[str, Any], prefix: str, weight: Tensor, errors: list[str]) -> None:
+        """Put planes in place of the float weight that a state_dict holds."""
+        del state_dict[prefix + "weight"]
+        other = copy.deepcopy(self)
+        if weight.shape != self.shape:
+            errors.append(f"{prefix}weight has shape {tuple(weight.shape)}, the layer {tuple(self.shape)}")
+        else:
+            try:
+                other.load_float(weight.to(self.scale))
+            except ValueError as error:
+                errors.append(f"{prefix}weight: {error}")
+        own = {**other._parameters, **other._buffers}
+        state_dict.update({prefix + k: own[k].detach() for k in ("p", "n", "q", "scale", "beta", "mask")})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made on the fly, so pickle and deepcopy get the float class to make it from.
+        return _empty_layer, (self.float_class,), self.__getstate__()
+
+
+@functools.cache
+def csq_class(base: type[nn.Module]) -> type[CSQLayer]:
+    return type(f"CSQ{base.__name__}", (CSQLayer, base), {"float_class": base, "__module__": __name__})
+
+
+def _empty_layer(base: type[nn.Module]) -> CSQLayer:
+    cls = csq_class(base)
+    return cls.__new__(cls)

@@ -1,0 +1,120 @@
+"""Networks of the book: a small CNN for handwritten digits, and ResNet-20 for CIFAR.
+
+Every convolution is followed by batch norm, which stays float. :func:`get` finds one by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .names import unknown
+
+
+def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+
+
+def _block(conv: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU())
+
+
+def digits_cnn(num_classes: int = 10) -> nn.Sequential:
+    """A depthwise-separable CNN of eight layers for 8x8 images: 1 832 weights, none idle.
+
+    Three 3x3 depthwise layers, each followed by a 1x1 one, between a stem and a linear classifier.
+    The largest layer holds 31 % of the weights. Small layers with much to say beside large ones
+    with less are what makes a mixed-precision scheme worth learning.
+
+    Args:
+        num_classes: size of the output.
+
+    Returns:
+        A module from images ``[batch, 1, 8, 8]`` to logits ``[batch, num_classes]``.
+    """
+    return nn.Sequential(
+        _block(_conv(1, 8)),
+        _block(_conv(8, 8, groups=8)), _block(_conv(8, 16, size=1)),
+        _block(_conv(16, 16, stride=2, groups=16)), _block(_conv(16, 24, size=1)),
+        _block(_conv(24, 24, groups=24)), _block(_conv(24, 24, size=1)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes),
+    )  # fmt: skip
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; a 1x1 convolution where the shape changes.
+
+    Source: He et al., Deep Residual Learning (arXiv 1512.03385), figure 5 left, option B.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = _conv(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            shortcut = _conv(inputs, outputs, size=1, stride=stride)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+class ResNetCIFAR(nn.Module):
+    """ResNet of depth 6n + 2 for 32x32 images: a stem, three stages of n blocks, a classifier.
+
+    Source: He et al. (arXiv 1512.03385), section 4.2.
+    """
+
+    def __init__(self, blocks: int, num_classes: int):
+        super().__init__()
+        self.conv1, self.bn1 = _conv(3, 16), nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, blocks, stride=1)
+        self.layer2 = self._stage(16, 32, blocks, stride=2)
+        self.layer3 = self._stage(32, 64, blocks, stride=2)
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+        first = BasicBlock(inputs, outputs, stride)
+        return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.layer3(self.layer2(self.layer1(y)))
+        return self.fc(y.mean((2, 3)))
+
+
+def resnet20(num_classes: int = 10) -> ResNetCIFAR:
+    """ResNet-20 for CIFAR, with 1x1 convolutions as shortcuts: 270 896 weights in 22 layers.
+
+    Args:
+        num_classes: size of the output.
+
+    Returns:
+        A module from images ``[batch, 3, height, width]`` (32 x 32 in CIFAR) to logits
+        ``[batch, num_classes]``. Its parameters are named as in torchvision's ResNets.
+
+    Source: He et al. (arXiv 1512.03385), section 4.2.
+    """
+    return ResNetCIFAR(3, num_classes)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"digits_cnn": digits_cnn, "resnet20": resnet20}
+
+
+def get(name: str) -> Callable[..., nn.Module]:
+    """The network called ``name`` in the command line, as a function that builds it.
+
+    Raises:
+        ValueError: if there is none, with near names.
+    """
+    if name not in MODELS:
+        raise ValueError(unknown("model", name, MODELS))
+    return MODELS[name]

@@ -1,0 +1,121 @@
+"""Recipes: every hyper-parameter of a run in one dataclass, checked before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .bits import check_planes
+from .gates import check_temperature
+from .names import unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What :func:`csq_mini.fit` does with a model and data; the optimizer is SGD with Nesterov momentum.
+
+    Attributes:
+        target: average precision wanted, in paper bits a weight; None trains float weights for the
+            same number of epochs.
+        seed: of the batch order, augmentation and dropout (initialise the model yourself).
+        planes: N, planes to choose from, 1 to 8.
+        skip: fnmatch patterns of layers that stay float.
+        search_epochs: epochs in which masks are learned; 0 freezes at once, which gives every layer
+            the same planes: uniform precision, trained the same way.
+        finetune_epochs: epochs after the freeze, temperature rising a second time.
+        batch_size: images a step.
+        lr: peak learning rate of everything but logits; linear warm-up, then cosine to 0, a phase each.
+        logit_lr: peak rate of bit and mask logits; None is ten times ``lr``.
+        momentum, weight_decay: of SGD; see :func:`csq_mini.parameter_groups` for what decays.
+        warmup_epochs: length of the warm-up of each phase.
+        strength: lambda of the budget.
+        floor: planes each layer keeps at least.
+        beta_start, beta_end: temperature at both ends of each phase.
+        recalibration_batches: batches of up to 512 training images that re-estimate batch norm
+            before a hard model is judged.
+        checkpoint_steps: steps between checkpoints, if the run has a folder.
+
+    Raises:
+        ValueError: naming the field, its value and what it may be.
+        TypeError: for a field that does not exist, with near names.
+    """
+
+    target: float | None = 2.0
+    seed: int = 0
+    planes: int = 8
+    skip: tuple[str, ...] = ()
+    search_epochs: int = 60
+    finetune_epochs: int = 40
+    batch_size: int = 128
+    lr: float = 0.1
+    logit_lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    strength: float = 0.4
+    floor: int = 1
+    beta_start: float = 1.0
+    beta_end: float = 200.0
+    recalibration_batches: int = 20
+    checkpoint_steps: int = 200
+
+    def __new__(cls, *args: Any, **fields: Any) -> Recipe:
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise TypeError(unknown("Recipe field", name, known))
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        check_planes(self.planes)
+        if isinstance(self.skip, str):
+            raise ValueError(f"skip must be a tuple of patterns, got the string {self.skip!r}: write ({self.skip!r},)")
+        object.__setattr__(self, "skip", tuple(self.skip))  # a list, as JSON gives it, is welcome
+        for name in ("seed", "search_epochs", "finetune_epochs", "floor"):
+            _check_number(name, getattr(self, name), 0, whole=True)
+        for name in ("batch_size", "recalibration_batches", "checkpoint_steps"):
+            _check_number(name, getattr(self, name), 1, whole=True)
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "strength"):
+            _check_number(name, getattr(self, name), 0)
+        for name in ("target", "logit_lr"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), 0)
+        if not self.search_epochs + self.finetune_epochs:
+            raise ValueError("search_epochs and finetune_epochs are both 0: there is nothing to train")
+        for name in ("beta_start", "beta_end"):
+            if math.isinf(check_temperature(getattr(self, name))):
+                raise ValueError(f"{name} must be finite, got inf: the last step hardens the model anyway")
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed, checked like any other."""
+        return Recipe(**{**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values that JSON can hold."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+def _check_number(name: str, value: Any, low: int, whole: bool = False) -> None:
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value < math.inf:
+        kind = "a whole number" if whole else "a finite number"
+        raise ValueError(f"{name} must be {kind} of at least {low}, got {value!r}")
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "digits": Recipe(search_epochs=15, finetune_epochs=15, batch_size=32, logit_lr=3.0),
+}
+
+
+def get(name: str, **changes: Any) -> Recipe:
+    """The recipe called ``name``, with some fields changed: ``get("digits", target=3, seed=1)``.
+
+    Raises:
+        ValueError: for an unknown name or a bad value. TypeError: for an unknown field.
+    """
+    if name not in RECIPES:
+        raise ValueError(unknown("recipe", name, RECIPES))
+    return RECIPES[name].replace(**changes)

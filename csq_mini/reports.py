@@ -1,0 +1,168 @@
+"""What a scheme looks like: one row a layer, and the totals, in bits and in bytes.
+
+Three sizes are kept apart. *Paper bits* count the planes a layer keeps, as papers do; *stored bits*
+are what its integers need in a file, sign included; *bytes* are stored bits of all weights, rounded
+up. Source: CSQ (arXiv 2212.02770) for paper bits; the rest is counted from the integers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .conversion import integers, schemes, unwrap
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def stored_bits(codes: Tensor) -> int:
+    """Bits a weight that a file needs for these integers, any shape.
+
+    The smaller of two: the span, ceil(log2(max - min + 1)), and an index into a table of the
+    distinct values, ceil(log2(number of them)). A layer of one single value needs 0.
+    """
+    if codes.numel() == 0:
+        return 0
+    span = int(codes.max()) - int(codes.min()) + 1
+    return min((span - 1).bit_length(), (len(codes.unique()) - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One quantized layer of a report."""
+
+    name: str
+    kind: str  # class of the layer
+    shape: tuple[int, ...]
+    weights: int
+    planes: str  # most significant first: 1 learned, F filled, . dropped
+    paper_bits: int
+    filled: int  # planes among them that the freeze filled, not learned
+    stored_bits: int
+    bytes: int  # the packed integers
+    share: float  # of all quantized weights
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums of a report. Averages are weighted by layer size."""
+
+    layers: int
+    weights: int
+    paper_bits: float
+    stored_bits: float
+    bytes: int  # packed integers of all layers and a float32 step each
+    float_values: int  # parameters and buffers that stay float
+    float_bytes: int
+    original_bytes: int  # the model as a float32 state_dict
+
+    @property
+    def paper_compression(self) -> float:
+        """32 / paper bits, as papers state it: signs and float parts left out."""
+        return 32 / self.paper_bits if self.paper_bits else math.inf
+
+    @property
+    def compression(self) -> float:
+        """float32 state_dict over packed integers plus everything that stays float."""
+        return self.original_bytes / max(self.bytes + self.float_bytes, 1)
+
+
+class Report:
+    """Per-layer table of a converted or hardened model: ``print`` it, show it, or take its rows.
+
+    Attributes:
+        rows: a :class:`LayerReport` for each quantized layer.
+        total: the :class:`Total`.
+    """
+
+    def __init__(self, rows: list[LayerReport], total: Total):
+        self.rows, self.total = rows, total
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a DataFrame, a column for each field of :class:`LayerReport`."""
+        import pandas
+
+        return pandas.DataFrame([vars(row) for row in self.rows])
+
+    def summary(self) -> list[str]:
+        """The totals as lines of text."""
+        t = self.total
+        return [
+            f"{t.weights} weights in {t.layers} layers: {t.paper_bits:.3f} paper bits, "
+            f"{t.stored_bits:.3f} stored bits a weight",
+            f"{t.bytes} bytes packed, {t.float_bytes} bytes stay float ({t.float_values} values)",
+            f"compression {t.paper_compression:.1f}x by paper bits (32 / bits), {t.compression:.1f}x by bytes",
+            "planes: most significant first; 1 learned, F filled at the freeze, . dropped",
+        ]
+
+    def __str__(self) -> str:
+        head = ("layer", "kind", "shape", "weights", "share", "planes", "paper", "stored", "bytes")
+        body = [
+            (r.name or "(model)", r.kind, "x".join(map(str, r.shape)), str(r.weights), f"{r.share:.1%}",
+             r.planes, str(r.paper_bits), str(r.stored_bits), str(r.bytes))
+            for r in self.rows
+        ]  # fmt: skip
+        widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
+        left = {0, 1, 2, 5}
+        lines = [
+            "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+            for row in (head, *body)
+        ]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", *self.summary()])
+
+    def _repr_html_(self) -> str:
+        table = self.to_pandas().drop(columns="filled")
+        table["shape"] = ["x".join(map(str, shape)) for shape in table["shape"]]
+        table["planes"] = [f"<code>{planes}</code>" for planes in table["planes"]]
+        shown = table.rename(columns=lambda c: c.replace("_", " "))
+        html = shown.to_html(index=False, border=0, escape=False, formatters={"share": "{:.1%}".format})
+        return html + "<p>" + "<br>".join(self.summary()) + "</p>"
+
+
+def report(model: nn.Module) -> Report:
+    """What every layer of a converted or hardened model keeps, all gates hard.
+
+    Args:
+        model: converted (its present hard scheme is reported) or hardened.
+
+    Returns:
+        A :class:`Report`.
+
+    Raises:
+        ValueError: if the model has no quantized layer.
+    """
+    found, codes = schemes(model), integers(model)
+    weights = sum(i.codes.numel() for i in codes.values())
+    rows = []
+    for name, (layer, scheme) in found.items():
+        ints = codes[name].codes
+        marks = ["F" if b in scheme.filled else "1" if b in scheme.kept else "." for b in range(scheme.available)]
+        bits = stored_bits(ints)
+        rows.append(LayerReport(
+            name, getattr(layer, "float_class", type(layer)).__name__, tuple(ints.shape), ints.numel(),
+            "".join(reversed(marks)), len(scheme.kept), len(scheme.filled), bits,
+            math.ceil(ints.numel() * bits / 8), ints.numel() / max(weights, 1),
+        ))  # fmt: skip
+    return Report(rows, _total(model, rows))
+
+
+def _total(model: nn.Module, rows: list[LayerReport]) -> Total:
+    weights = sum(row.weights for row in rows)
+    planes = {f"{r.name}.{k}".lstrip(".") for r in rows for k in ("weight", "p", "n", "q", "scale", "beta", "mask")}
+    rest = [t for key, t in unwrap(model).state_dict().items() if key not in planes]
+    float_bytes = sum(t.numel() * t.element_size() for t in rest)
+    return Total(
+        layers=len(rows),
+        weights=weights,
+        paper_bits=sum(r.weights * r.paper_bits for r in rows) / max(weights, 1),
+        stored_bits=sum(r.weights * r.stored_bits for r in rows) / max(weights, 1),
+        bytes=sum(r.bytes for r in rows) + torch.float32.itemsize * len(rows),
+        float_values=sum(t.numel() for t in rest),
+        float_bytes=float_bytes,
+        original_bytes=torch.float32.itemsize * weights + float_bytes,
+    )

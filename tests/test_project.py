@@ -1,0 +1,217 @@
+"""The files around the library agree with each other, and the set-up fails with a clear line when something is missing.
+
+The set-up tests run the true script in a folder of their own. Where only its decisions matter, a stand-in for Python
+makes the virtual environment and plays pip in no time; the test without network uses the real ones.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import csq_mini
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+ON_COLAB = "torch torchvision numpy pandas matplotlib seaborn scikit-learn ipywidgets tqdm".split()
+
+
+# The lists of dependencies
+
+
+def test_conda_environment_is_the_base_list_with_book_and_test():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert environment["name"] == PROJECT["name"]
+    assert environment["channels"] == ["conda-forge"]
+    assert conda == ["python" + PROJECT["requires-python"], "pip"]
+    wanted = PROJECT["dependencies"] + EXTRAS["book"] + EXTRAS["test"]
+    assert sorted(pip["pip"]) == sorted(set(wanted))
+    names = [Requirement(line).name for line in pip["pip"]]
+    assert len(names) == len(set(names)), "two extras ask for different versions of one package"
+
+
+def test_jupyter_book_stays_below_its_second_version():
+    [book] = [r for r in map(Requirement, EXTRAS["book"]) if r.name == "jupyter-book"]
+    assert book.specifier.contains("1.0.4.post1")
+    assert not book.specifier.contains("2.0.0") and not book.specifier.contains("2.1.0")
+
+
+def test_what_colab_ships_has_no_upper_bound():
+    lists = [PROJECT["dependencies"], *EXTRAS.values()]
+    shipped = [r for lines in lists for r in map(Requirement, lines) if r.name in ON_COLAB]
+    assert {r.name for r in shipped} == set(ON_COLAB)
+    for requirement in shipped:
+        assert {s.operator for s in requirement.specifier} <= {">=", ">", "!="}, requirement
+
+
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert citation["version"] == csq_mini.__version__
+    assert re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE).group(1) == csq_mini.__version__
+
+
+# make
+
+
+def make(*arguments):
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_alone_explains_every_target():
+    [phony] = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    explained = dict(re.findall(r"^  (\w+) +(\S.*)$", make(), re.MULTILINE))
+    assert set(explained) == set(phony.split())
+    assert make("help") == make()
+
+
+# The set-up
+
+# Python for whoever asks, but "-m venv" and "-m pip" are only noted, and importing torch takes no time.
+STAND_IN = """#!/bin/sh
+case "$*" in
+"-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "command = $*" >"$3/pyvenv.cfg"; echo venv >>"$LOG" ;;
+"-m pip "*) echo pip >>"$LOG"; exit "${PIP_EXIT:-0}" ;;
+*"import torch"*) ;;
+*) exec "$REAL" "$@" ;;
+esac
+"""
+OLD = """#!/bin/sh
+shift
+exec "$REAL" -c 'import sys; sys.version_info = (3, 10, 4, "final", 0); exec(sys.argv.pop(1))' "$@"
+"""
+NO_VENV = """#!/bin/sh
+case "$*" in *"import venv"*) exit 1 ;; esac
+exec "$REAL" "$@"
+"""
+
+
+class SetUp:
+    """A folder with the set-up script, a PATH of the few tools it needs, and a log of what its stand-in Python did."""
+
+    def __init__(self, parent):
+        self.root = parent / "a folder"
+        self.tools = parent / "tools"
+        self.log = parent / "log"
+        (self.root / ".ci").mkdir(parents=True)
+        shutil.copy(ROOT / ".ci" / "setup", self.root / ".ci")
+        shutil.copy(ROOT / "pyproject.toml", self.root)
+        self.tools.mkdir()
+        for tool in "sh dirname sed cut cat cksum du rm mkdir cp".split():
+            (self.tools / tool).symlink_to(shutil.which(tool))
+
+    def add_python(self, script, name="python3"):
+        (self.tools / name).write_text(script)
+        (self.tools / name).chmod(0o755)
+        return self
+
+    def run(self, **variables):
+        """Exit status, all that was printed, and the stand-in's calls. Nothing of the caller's environment gets in."""
+        self.log.write_text("")
+        environment = {"PATH": str(self.tools), "HOME": str(self.tools), "LOG": str(self.log), "REAL": sys.executable}
+        run = subprocess.run(
+            [self.tools / "sh", self.root / ".ci" / "setup"],
+            env=environment | {"NEED_GB": "0"} | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return run.returncode, run.stdout, self.log.read_text().split()
+
+
+@pytest.fixture
+def setup(tmp_path):
+    return SetUp(tmp_path)
+
+
+def test_set_up_runs_once_and_again_when_the_dependencies_change(setup):
+    setup.add_python(STAND_IN)
+    status, printed, calls = setup.run()
+    assert (status, calls) == (0, ["venv", "pip"]) and "minutes" in printed
+    assert setup.run() == (0, ".venv is up to date\n", [])
+    pyproject = setup.root / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace("line-length = 120", "line-length = 100"))
+    assert setup.run() == (0, ".venv is up to date\n", [])
+    pyproject.write_text(pyproject.read_text().replace('"tqdm"', '"tqdm>=4"'))
+    assert setup.run()[::2] == (0, ["pip"])
+
+
+def test_set_up_goes_on_after_an_interrupted_one(setup):
+    setup.add_python(STAND_IN)
+    status, printed, _ = setup.run(PIP_EXIT="2")
+    assert status != 0 and "nothing is lost" in printed
+    assert setup.run()[::2] == (0, ["pip"])
+    assert not (setup.root / ".venv" / "tmp").exists()
+
+
+@pytest.mark.parametrize("damage", ["its Python is gone", "the folder was moved"])
+def test_set_up_replaces_a_venv_that_cannot_work(setup, damage):
+    setup.add_python(STAND_IN).run()
+    if damage == "its Python is gone":
+        (setup.root / ".venv" / "bin" / "python").unlink()
+    else:
+        setup.root = setup.root.rename(setup.root.with_name("another folder"))
+    status, printed, calls = setup.run()
+    assert (status, calls) == (0, ["venv", "pip"]) and "Removing .venv" in printed
+
+
+def test_set_up_takes_a_newer_python_beside_an_old_one(setup):
+    setup.add_python(OLD).add_python(STAND_IN, "python3.12")
+    assert setup.run()[::2] == (0, ["venv", "pip"])
+
+
+def refusal(setup, **variables):
+    """The line the set-up ends with; it must have left nothing behind."""
+    status, printed, calls = setup.run(**variables)
+    assert status != 0 and calls == []
+    assert not (setup.root / ".venv").exists()
+    line = printed.strip().splitlines()[-1]
+    assert line.startswith("Set-up stopped: ")
+    return line
+
+
+def test_set_up_without_python(setup):
+    line = refusal(setup)
+    assert "Python 3.11 or newer is needed" in line and "PYTHON=" in line
+
+
+def test_set_up_with_an_old_python(setup):
+    line = refusal(setup.add_python(OLD))
+    assert "Python 3.11 or newer is needed" in line and "python3 is Python 3.10" in line
+
+
+def test_set_up_with_a_python_that_does_not_exist(setup):
+    assert "tried: /no/such/python" in refusal(setup.add_python(STAND_IN), PYTHON="/no/such/python")
+
+
+def test_set_up_without_the_venv_module(setup):
+    assert "python3-venv" in refusal(setup.add_python(NO_VENV))
+
+
+def test_set_up_on_a_full_disk(setup):
+    line = refusal(setup.add_python(STAND_IN), NEED_GB="1000000")
+    assert "disk is too full" in line and "1000000 GB" in line and "NEED_GB=" in line
+
+
+def test_set_up_without_network(setup):
+    status, printed, _ = setup.run(
+        PYTHON=sys.executable,
+        PATH=os.environ["PATH"],
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_RETRIES="0",
+    )
+    assert status != 0
+    line = printed.strip().splitlines()[-1]
+    assert line.startswith("Set-up stopped: ") and "network" in line and "nothing is lost" in line
+    assert not (setup.root / ".venv" / "set-up").exists()
