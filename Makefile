@@ -3,6 +3,8 @@
 .PHONY: help setup book test demo serve notebooks bench lint clean distclean
 
 BIN := .venv/bin
+# The networks of pages and tests are so small that a second thread only gets in the way of the first.
+ONE_THREAD := OMP_NUM_THREADS=1
 PORT ?= 8000
 
 help: ## explain the targets (this list)
@@ -15,17 +17,17 @@ setup: ## make .venv, or bring it up to date (first time: 2 to 15 minutes, 6 GB)
 
 # --all: a page left alone is not checked again, and its warning would be forgotten. Executed cells come from the cache.
 book: setup ## execute every page and build the book into _build/html
-	TQDM_DISABLE=1 $(BIN)/jupyter-book build . --all -W -n --keep-going
+	$(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "The book: $(CURDIR)/_build/html/index.html (or: make serve)"
 
 test: setup ## run every test, with coverage, then every notebook
 	@failed=0; \
-	echo "== tests"; $(BIN)/python -m pytest --cov --cov-report=term || failed=1; \
-	echo "== notebooks"; TQDM_DISABLE=1 $(BIN)/python -m pytest book --nbval-lax --nbval-current-env -p no:cacheprovider || failed=1; \
+	echo "== tests"; $(ONE_THREAD) $(BIN)/python -m pytest --cov --cov-report=term || failed=1; \
+	echo "== notebooks"; $(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/python -m pytest book --nbval-lax --nbval-current-env -p no:cacheprovider || failed=1; \
 	exit $$failed
 
 demo: setup ## train on digits to 2 bits and print the report (under a minute)
-	$(BIN)/csq-mini train digits --target 2
+	$(BIN)/csq-mini train digits --target 2 --threads 1
 
 serve: setup ## serve the built book on localhost, port PORT; build it first if there is none
 	@[ -f _build/html/index.html ] || { echo "There is no book yet: building it first"; $(MAKE) book; }
@@ -34,7 +36,7 @@ serve: setup ## serve the built book on localhost, port PORT; build it first if 
 	{ echo "The server stopped. If port $(PORT) is taken: make serve PORT=8001"; exit 1; }
 
 notebooks: setup ## renew and execute each paired notebook in book/ from its page
-	$(BIN)/python book/_ext/pair.py
+	$(ONE_THREAD) $(BIN)/python book/_ext/pair.py
 
 bench: setup ## measure step times, memory and digits accuracy; JSON goes to book/results
 	$(BIN)/python -m csq_mini.bench

@@ -14,6 +14,7 @@ import multiprocessing
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class TrainingStep:
 
 def steps(pairs: int = 30) -> dict[str, Any]:
     """Ratio of step times, and bytes a weight, of ResNet-20."""
-    timers = [Timer("step()", globals={"step": TrainingStep(csq)}, num_threads=torch.get_num_threads()) for csq in (False, True)]
+    threads = torch.get_num_threads()
+    timers = [Timer("step()", globals={"step": TrainingStep(csq)}, num_threads=threads) for csq in (False, True)]
     times = [[timer.timeit(1).mean for timer in timers] for _ in range(pairs + 2)][2:]  # two to warm up
     ratios = [csq / plain for plain, csq in times]
     print(f"CSQ step over float step: median {statistics.median(ratios):.3f} of {pairs} interleaved pairs")
@@ -98,12 +100,13 @@ def memory() -> dict[str, float]:
     own = [p for layer in layers for p in (layer.p, layer.n, layer.q, layer.scale)]
     moments = [step.optimizer.state[p]["momentum_buffer"] for p in own]
     state = sum(t.nbytes for p, m in zip(own, moments) for t in (p, p.grad, m) if t is not None)
-    print(f"state {state / weights:.1f} bytes a weight (bound {layers[0].planes * 2 * 12}), saved {saved_bytes(layers)} bytes")
-    return {"state_bytes_per_weight": state / weights, "bound_bytes_per_weight": layers[0].planes * 2 * 12,
-            "saved_beyond_parameters_bytes": saved_bytes(layers)}  # fmt: skip
+    bound, saved = layers[0].planes * 2 * 3 * 4, saved_bytes(layers)  # two float32 logits a plane, three times
+    print(f"state: {state / weights:.1f} bytes a weight (bound {bound}); saved beyond parameters: {saved} bytes")
+    return {"state_bytes_per_weight": state / weights, "bound_bytes_per_weight": bound,
+            "saved_beyond_parameters_bytes": saved}  # fmt: skip
 
 
-def saved_bytes(layers: list[nn.Module]) -> int:
+def saved_bytes(layers: Sequence[nn.Module]) -> int:
     """Bytes that computing each layer's weight keeps for the backward pass, its own state aside."""
     own = {t.untyped_storage().data_ptr() for layer in layers for t in (*layer.parameters(), *layer.buffers())}
     saved: dict[int, int] = {}
@@ -152,10 +155,11 @@ def _summary(rows: list[dict[str, Any]], kind: str, target: float | None) -> dic
     chosen = [row for row in rows if (row["kind"], row["target"]) == (kind, target)]
     # One value a seed, over all images; its spread over seeds is what a repetition would show.
     by_seed = [np.mean([row["accuracy"] for row in chosen if row["seed"] == seed]) for seed in SEEDS]
-    line = {"kind": kind, "target": target, "accuracy": float(np.mean(by_seed)), "std_over_seeds": float(np.std(by_seed, ddof=1)),
-            "runs": len(chosen), "max_bits": max((row["bits"] for row in chosen if row["bits"]), default=None)}  # fmt: skip
-    print("{kind} {target}: {accuracy:.4f} +- {std_over_seeds:.4f}, at most {max_bits} bits".format(**line))
-    return line
+    mean, std = float(np.mean(by_seed)), float(np.std(by_seed, ddof=1))
+    most = max((row["bits"] for row in chosen if row["bits"]), default=None)
+    print(f"{kind} {target}: {mean:.4f} +- {std:.4f}, at most {most} bits")
+    return {"kind": kind, "target": target, "accuracy": mean, "std_over_seeds": std, "runs": len(chosen),
+            "max_bits": most}  # fmt: skip
 
 
 def main() -> None:

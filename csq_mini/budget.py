@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .conversion import csq_layers
 from .gates import gate
+from .layers import CSQLayer
 
 
 class Budget:
@@ -40,7 +41,7 @@ class Budget:
     Source: CSQ (arXiv 2212.02770), budget-aware regularisation, weighted by layer size.
     """
 
-    def __init__(self, model: nn.Module, target: float, strength: float = 0.4, floor: int | Mapping[str, int] = 1):
+    def __init__(self, model: nn.Module, target: float, strength: float = 0.2, floor: int | Mapping[str, int] = 1):
         self.layers = csq_layers(model)
         self.weights = {name: math.prod(layer.shape) for name, layer in self.layers.items()}
         self.total = sum(self.weights.values())
@@ -50,7 +51,8 @@ class Budget:
 
     def bits(self) -> float:
         """B, the present hard precision in paper bits a weight (waits for the device)."""
-        return sum(self.weights[name] * int(layer.open.sum()) for name, layer in self.layers.items()) / max(self.total, 1)
+        planes = sum(self.weights[name] * int(layer.open.sum()) for name, layer in self.layers.items())
+        return planes / max(self.total, 1)
 
     @property
     def frozen(self) -> bool:
@@ -96,7 +98,7 @@ class Budget:
             ValueError: if the masks are frozen already.
         """
         if any(layer.frozen for layer in self.layers.values()):
-            raise ValueError("the masks are frozen already: a budget freezes once; convert a fresh model to search again")
+            raise ValueError("the masks are frozen already; convert a fresh model to search again")
         counts = self._counts()
         for name, layer in self.layers.items():
             layer.freeze(counts[name])
@@ -138,7 +140,7 @@ class Budget:
         return value
 
 
-def _floors(layers: Mapping[str, nn.Module], floor: int | Mapping[str, int]) -> dict[str, int]:
+def _floors(layers: Mapping[str, CSQLayer], floor: int | Mapping[str, int]) -> dict[str, int]:
     patterns = {"*": floor} if isinstance(floor, int) else dict(floor)
     for pattern, k in patterns.items():
         hits = fnmatch.filter(layers, pattern)

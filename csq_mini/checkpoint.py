@@ -45,11 +45,11 @@ def write_json(path: Path, content: Any) -> None:
 
 def get_rng_state() -> dict[str, Any]:
     """State of every global random generator a training may draw from, as tensors and numbers."""
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         "python": random.getstate(),
     }
 
@@ -145,7 +145,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise type(error)(f"cannot make the run folder {self.path}: {error.strerror}; give another run_dir") from None
+            text = f"cannot make the run folder {self.path}: {error.strerror}; give another run_dir"
+            raise type(error)(text) from None
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write to {self.path}: give another run_dir")
 
@@ -159,7 +160,7 @@ class RunFolder:
             if key != "recipe" and flat_there.get(key) != value
         ]
         if wrong:
-            raise ValueError(f"{self.path} holds another run: {'; '.join(wrong)}. Give another run_dir, or the same recipe")
+            raise ValueError(f"{self.path} holds another run: {'; '.join(wrong)}. Give another run_dir")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

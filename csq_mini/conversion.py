@@ -96,11 +96,7 @@ def convert(model: nn.Module, planes: int = 8, skip: str | Iterable[str] = ()) -
 
 def _select(model: nn.Module, skip: tuple[str, ...]) -> dict[str, nn.Module]:
     # A module reachable under two names is one layer, skipped if a pattern matches either name.
-    names = {
-        name: m for name, m in model.named_modules(remove_duplicate=False)
-        if isinstance(m, CONVERTIBLE) and isinstance(m._parameters.get("weight"), Tensor)
-        and m._parameters["weight"].is_floating_point()
-    }  # fmt: skip
+    names = {name: m for name, m in model.named_modules(remove_duplicate=False) if _own_weight(m) is not None}
     skipped = set()
     for pattern in skip:
         hits = fnmatch.filter(names, pattern)
@@ -123,6 +119,12 @@ def _select(model: nn.Module, skip: tuple[str, ...]) -> dict[str, nn.Module]:
     return chosen
 
 
+def _own_weight(module: nn.Module) -> nn.Parameter | None:
+    """The float parameter ``weight`` of a convertible module; None for any other module."""
+    weight = module._parameters.get("weight") if isinstance(module, CONVERTIBLE) else None
+    return weight if weight is not None and weight.is_floating_point() else None
+
+
 def _refuse_tied(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
     owners: dict[int, list[str]] = {}
     for path, module in model.named_modules():
@@ -130,7 +132,7 @@ def _refuse_tied(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append(f"{path}.{key}".lstrip("."))
     for module in chosen.values():
-        tied = owners[id(module._parameters["weight"])]
+        tied = owners[id(module.weight)]
         if len(tied) > 1:
             raise ValueError(
                 f"{' and '.join(tied)} are one tied parameter, which planes would pull apart: give one of them its "
@@ -139,8 +141,8 @@ def _refuse_tied(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
 
 
 def _check_layer(name: str, module: nn.Module) -> None:
-    weight = module._parameters["weight"]
-    if isinstance(weight, nn.parameter.UninitializedTensorMixin) or weight.is_meta:
+    weight = _own_weight(module)
+    if weight is None or nn.parameter.is_lazy(weight) or weight.is_meta:
         raise ValueError(f"{name}.weight has no values yet: run one batch through the model, or load it, first")
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
         raise ValueError(
@@ -154,8 +156,8 @@ def _check_layer(name: str, module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _convert_layer(module: nn.Module, planes: int) -> None:
-    weight, others = module._parameters["weight"], dict(module._parameters)
+def _convert_layer(module: Any, planes: int) -> None:
+    weight, others = module.weight, dict(module._parameters)
     del others["weight"]
 
     def parameter(*size: int) -> nn.Parameter:
@@ -210,7 +212,7 @@ def harden(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _harden_layer(layer: CSQLayer, copied: nn.Module) -> None:
+def _harden_layer(layer: CSQLayer, copied: Any) -> None:
     scheme = layer.scheme()
     weight = PlaneSum.apply(layer.p, layer.n, layer.q, layer.scale, math.inf, layer.mask if layer.frozen else None)
     weight = nn.Parameter(weight.view(layer.shape).to(layer.scale.dtype), requires_grad=layer.p.requires_grad)
@@ -224,13 +226,13 @@ def _harden_layer(layer: CSQLayer, copied: nn.Module) -> None:
     copied.csq = scheme
 
 
-def schemes(model: nn.Module) -> dict[str, tuple[nn.Module, Scheme]]:
+def schemes(model: nn.Module) -> dict[str, tuple[Any, Scheme]]:
     """Quantized layers of a converted or hardened model: name -> (layer, scheme).
 
     Raises:
         ValueError: if there is none.
     """
-    found: dict[str, tuple[nn.Module, Scheme]] = {}
+    found: dict[str, tuple[Any, Scheme]] = {}
     for name, module in unwrap(model).named_modules():
         if isinstance(module, CSQLayer):
             found[name] = (module, module.scheme())
@@ -257,7 +259,7 @@ def integers(model: nn.Module) -> dict[str, Integers]:
     return {name: _integers(name, layer, scheme) for name, (layer, scheme) in schemes(model).items()}
 
 
-def _integers(name: str, layer: nn.Module, scheme: Scheme) -> Integers:
+def _integers(name: str, layer: Any, scheme: Scheme) -> Integers:
     if isinstance(layer, CSQLayer):
         codes = layer.codes().view(layer.shape) >> min(scheme.kept, default=0)
         return Integers(codes.to(torch.int16), scheme.step, scheme.kept, layer.shape)

@@ -41,12 +41,13 @@ class Data:
         for split in ("train", "valid", "test"):
             x, y = getattr(self, split)
             if len(x) != len(y) or len(x) == 0:
-                raise ValueError(f"{self.name}: {split} has {len(x)} inputs and {len(y)} targets; both must match, above 0")
+                sizes = f"{len(x)} inputs and {len(y)} targets"
+                raise ValueError(f"{self.name}: {split} has {sizes}; give as many of both, one at least")
 
     def to(self, device: torch.device | str) -> Data:
         """The same data on another device."""
-        splits = ((x.to(device), y.to(device)) for x, y in (self.train, self.valid, self.test))
-        return Data(self.name, *splits, self.augment)
+        train, valid, test = ((x.to(device), y.to(device)) for x, y in (self.train, self.valid, self.test))
+        return Data(self.name, train, valid, test, self.augment)
 
 
 def batches(split: Split, size: int) -> Iterator[Split]:
@@ -106,7 +107,7 @@ def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
     y = torch.tensor(raw.target)
     rest, test = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))[fold]
     train, valid = train_test_split(rest, test_size=0.1, random_state=seed, stratify=y[rest])
-    return Data("digits", *((x[part], y[part]) for part in (train, valid, test)))
+    return Data("digits", (x[train], y[train]), (x[valid], y[valid]), (x[test], y[test]))
 
 
 DATA: dict[str, Callable[..., Data]] = {"digits": digits}

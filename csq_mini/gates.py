@@ -33,7 +33,7 @@ def gate(x: Tensor, beta: float | Tensor) -> Tensor:
     """
     if isinstance(beta, float) and math.isinf(beta):
         return (x > 0).to(x.dtype)
-    return torch.sigmoid(beta * x)
+    return torch.mul(x, beta).sigmoid_()  # in place: layers are large, and memory is the cost
 
 
 def gate_slope(f: Tensor, beta: float | Tensor) -> Tensor:

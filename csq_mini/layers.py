@@ -9,7 +9,6 @@ Source: CSQ (arXiv 2212.02770), the relaxed weight with bit and mask gates.
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -71,10 +70,11 @@ class PlaneSum(torch.autograd.Function):
         with torch.autocast(p.device.type, enabled=False):
             place, m, f, g = place_values(len(p), p), _mask(q, beta, mask), gate(p, beta), gate(n, beta)
             step = _step(scale, len(p), beta, mask)
-            inner = (f - g) @ grad  # [planes]: the gradient along each plane
-            weighted = torch.outer(step * place * m, grad)  # [planes, numel]
-            grad_p = gate_slope(f, beta).mul_(weighted)
-            grad_n = gate_slope(g, beta).mul_(weighted).neg_()
+            inner = f @ grad - g @ grad  # [planes]: the gradient along each plane
+            column = (step * place * m * (0.0 if isinstance(beta, float) and math.isinf(beta) else beta)).view(-1, 1)
+            # The slope is beta f (1 - f). Large tensors change in place: new ones cost more than the sums.
+            grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column)
+            grad_n = g.addcmul_(g, g, value=-1).mul_(grad).mul_(-column)
             grad_q = step * place * inner * gate_slope(m, beta) if mask is None else torch.zeros_like(q)
             grad_scale = _step(torch.ones_like(scale), len(p), beta, mask) * (place * m @ inner)
         grads = (t.to(d) for t, d in zip((grad_p, grad_n, grad_q, grad_scale), dtypes))
@@ -226,17 +226,21 @@ class CSQLayer(nn.Module):
                 other.load_float(weight.to(self.scale))
             except ValueError as error:
                 errors.append(f"{prefix}weight: {error}")
-        own = {**other._parameters, **other._buffers}
-        state_dict.update({prefix + k: own[k].detach() for k in ("p", "n", "q", "scale", "beta", "mask")})
+        state_dict.update({prefix + k: getattr(other, k).detach() for k in ("p", "n", "q", "scale", "beta", "mask")})
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made on the fly, so pickle and deepcopy get the float class to make it from.
         return _empty_layer, (self.float_class,), self.__getstate__()
 
 
-@functools.cache
+_CLASSES: dict[type[nn.Module], type[CSQLayer]] = {}
+
+
 def csq_class(base: type[nn.Module]) -> type[CSQLayer]:
-    return type(f"CSQ{base.__name__}", (CSQLayer, base), {"float_class": base, "__module__": __name__})
+    """The subclass of a module class whose weight is computed from planes, the same at each call."""
+    if base not in _CLASSES:
+        _CLASSES[base] = type(f"CSQ{base.__name__}", (CSQLayer, base), {"float_class": base, "__module__": __name__})
+    return _CLASSES[base]
 
 
 def _empty_layer(base: type[nn.Module]) -> CSQLayer:

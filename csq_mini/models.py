@@ -5,6 +5,7 @@ Every convolution is followed by batch norm, which stays float. :func:`get` find
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,7 @@ def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int
 
 
 def _block(conv: nn.Conv2d) -> nn.Sequential:
-    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU())
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(conv.out_channels), relu=nn.ReLU()))
 
 
 def digits_cnn(num_classes: int = 10) -> nn.Sequential:
@@ -34,13 +35,18 @@ def digits_cnn(num_classes: int = 10) -> nn.Sequential:
     Returns:
         A module from images ``[batch, 1, 8, 8]`` to logits ``[batch, num_classes]``.
     """
-    return nn.Sequential(
-        _block(_conv(1, 8)),
-        _block(_conv(8, 8, groups=8)), _block(_conv(8, 16, size=1)),
-        _block(_conv(16, 16, stride=2, groups=16)), _block(_conv(16, 24, size=1)),
-        _block(_conv(24, 24, groups=24)), _block(_conv(24, 24, size=1)),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes),
-    )  # fmt: skip
+    layers = {
+        "stem": _block(_conv(1, 8)),
+        "depth1": _block(_conv(8, 8, groups=8)),
+        "point1": _block(_conv(8, 16, size=1)),
+        "depth2": _block(_conv(16, 16, stride=2, groups=16)),
+        "point2": _block(_conv(16, 24, size=1)),
+        "depth3": _block(_conv(24, 24, groups=24)),
+        "point3": _block(_conv(24, 24, size=1)),
+        "pool": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        "fc": nn.Linear(24, num_classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 class BasicBlock(nn.Module):

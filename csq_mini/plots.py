@@ -1,119 +1,182 @@
 """Figures of a run and of a scheme, in one style: colour-blind safe, on an opaque light ground.
 
 Each function draws from what :func:`csq_mini.fit` or :func:`csq_mini.report` returned and gives back
-the matplotlib figure.
+a matplotlib figure, which a notebook shows as SVG: sharp on every screen and, at WIDTH, with letters
+that a phone's column leaves legible.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 import pandas
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .conversion import Integers
 from .reports import Report
 
-WIDTH = 7.2  # inches; a page's column
+WIDTH = 5.0  # inches, 480 pixels on a page
+
+LOOK: dict[Any, Any] = {
+    "figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4",
+    "axes.labelsize": 12, "axes.titlesize": 12, "xtick.labelsize": 11.5, "ytick.labelsize": 11.5,
+    "legend.fontsize": 11.5, "legend.frameon": False, "grid.color": "0.9", "lines.linewidth": 2,
+    "figure.constrained_layout.w_pad": 0.1, "figure.constrained_layout.h_pad": 0.1,
+}  # fmt: skip
 
 
 @contextmanager
 def style() -> Iterator[list[tuple[float, float, float]]]:
     """The book's look for a figure of your own; yields the palette (seaborn's "colorblind")."""
     palette = sns.color_palette("colorblind")
-    ground = {"figure.facecolor": "white", "savefig.facecolor": "white", "axes.spines.top": False,
-              "axes.spines.right": False, "grid.color": "0.9", "legend.frameon": False}  # fmt: skip
-    with sns.axes_style("whitegrid", ground), sns.plotting_context("notebook", font_scale=0.9), sns.color_palette(palette):
+    with sns.axes_style("whitegrid"), sns.color_palette(palette), matplotlib.rc_context(LOOK):
         yield palette
 
 
+class Picture(Figure):
+    """A figure of the page's width that a notebook shows once, as SVG, the same bytes each time.
+
+    ``Picture(height)`` within :func:`style`, then ``.subplots()`` and so on; pyplot knows nothing of it.
+    """
+
+    def __init__(self, height: float = 2.4, **settings: Any):
+        super().__init__(**{"figsize": (WIDTH, height), "layout": "constrained"} | settings)
+
+    def svg(self) -> str:
+        """The picture as the text of an SVG file, its letters drawn as outlines."""
+        text = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": "csq", "svg.fonttype": "path"}):
+            self.savefig(text, format="svg", metadata={"Date": None})
+        return text.getvalue()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display({"image/svg+xml": self.svg(), "text/plain": repr(self)}, raw=True)
+
+
 def training(history: pandas.DataFrame) -> Figure:
-    """Loss, temperature, and soft against hard accuracy over the epochs of a run."""
+    """Loss, temperature (of a CSQ run), and soft against hard accuracy over the epochs."""
+    names = [name for name in ("loss", "beta", "soft") if name in history]
     with style() as colors:
-        figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 5.6), sharex=True, layout="constrained")
-        epoch = history["epoch"]
-        axes[0].plot(epoch, history["loss"], color=colors[0])
-        axes[0].set(ylabel="training loss")
-        axes[1].semilogy(epoch, history["beta"], color=colors[1])
-        axes[1].set(ylabel=r"temperature $\beta$")
-        axes[2].plot(epoch, history["soft"], color=colors[0], label="soft, as it trains")
-        axes[2].plot(epoch, history["hard"], color=colors[3], ls="--", label="hard, recalibrated")
-        axes[2].set(ylabel="accuracy\n(validation)", xlabel="epoch", ylim=(0, 1.03))
-        axes[2].legend(loc="lower right")
-        for ax in axes:
-            _mark_freeze(ax, history)
-        axes[0].text(_freeze(history), 0.95, " freeze", transform=axes[0].get_xaxis_transform(), va="top")
+        figure = Picture(2.0 * len(names))
+        axes = dict(zip(names, figure.subplots(len(names), 1, sharex=True)))
+        axes["loss"].plot(history["epoch"], history["loss"], color=colors[0])
+        axes["loss"].set(ylabel="training loss")
+        if "beta" in axes:
+            axes["beta"].semilogy(history["epoch"], history["beta"], color=colors[2])
+            axes["beta"].set(ylabel=r"temperature $\beta$")
+        axes["soft"].plot(history["epoch"], history["soft"], color=colors[0], label="soft, as it trains")
+        axes["soft"].plot(history["epoch"], history["hard"], color=colors[3], ls="--", label="hard, recalibrated")
+        axes["soft"].set(ylabel="accuracy", xlabel="epoch", ylim=(0, 1.03))
+        axes["soft"].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+        figure.align_ylabels()
+        _mark_freeze(history, *axes.values())
         return figure
 
 
 def bits(history: pandas.DataFrame, target: float | None = None) -> Figure:
-    """Planes open in each layer over the epochs, and above them the size-weighted average."""
-    layers = [column for column in history if column.startswith("bits/")]
-    planes = history[layers].to_numpy().T
+    """Size-weighted average of the bits over the epochs, and below it the planes open in each layer.
+
+    The number at the end of a row is what the layer keeps.
+    """
+    names = [column for column in history if column.startswith("bits/")]
+    planes = history[names].to_numpy().T
     with style() as colors:
-        figure, (top, ax) = plt.subplots(2, 1, figsize=(WIDTH, 1.9 + 0.32 * len(layers)), sharex=True,
-                                         height_ratios=(1.3, 0.32 * len(layers)), layout="constrained")  # fmt: skip
-        top.plot(history["epoch"], history["bits"], color=colors[0], marker=".", label="average B")
+        figure = Picture(2.6 + 0.27 * len(names))
+        top, ax = figure.subplots(2, 1, sharex=True, height_ratios=(1.3, 0.27 * len(names)))
+        top.plot(history["epoch"], history["bits"], color=colors[0], marker=".", label="average $B$")
         if target is not None:
-            top.axhline(target, color=colors[3], ls="--", label=rf"target $\tau$ = {target:g}")
-        top.set(ylabel="bits a weight", ylim=(0, None))
-        top.legend(loc="upper right")
-        edges = np.append(history["epoch"] - 0.5, history["epoch"].iloc[-1] + 0.5)
-        mesh = ax.pcolormesh(edges, np.arange(len(layers) + 1), planes, cmap="cividis_r", vmin=0, vmax=8)
-        ax.set(yticks=np.arange(len(layers)) + 0.5, yticklabels=[c.removeprefix("bits/") for c in layers],
-               xlabel="epoch", ylabel="layer")  # fmt: skip
-        ax.invert_yaxis()
+            top.axhline(target, color=colors[3], ls="--", lw=1.5, label=rf"target $\tau$ = {target:g}")
+        top.set(ylabel="bits a weight", ylim=(0, max(history["bits"].max(), target or 0) * 1.25))
+        top.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+        scale = ScalarMappable(Normalize(-0.5, 8.5), matplotlib.colormaps["YlGnBu"].resampled(9))
+        for y, row in enumerate(planes):
+            starts = np.flatnonzero(np.diff(row, prepend=-1))  # a bar for each stretch of equal numbers
+            widths = np.diff(starts, append=len(row))
+            ax.barh(y, widths, 0.9, left=starts + 0.5, color=scale.to_rgba(row[starts]), lw=0)
+            ax.text(len(row) + 0.5, y, f" {row[-1]}", va="center", fontsize=11.5)
+        ax.set(yticks=range(len(names)), yticklabels=[name.removeprefix("bits/") for name in names])
+        ax.set(xlim=(0.5, len(history) + 0.5), ylim=(len(names) - 0.4, -0.6), xlabel="epoch", ylabel="layer")
         ax.grid(False)
-        for axis in (top, ax):
-            _mark_freeze(axis, history)
-        figure.colorbar(mesh, ax=ax, label="planes", ticks=range(0, 9, 2))
+        _mark_freeze(history, top, ax)
+        bar = figure.colorbar(scale, ax=ax, label="open planes", ticks=range(0, 9, 2), pad=0.07)
+        bar.outline.set_visible(False)
         return figure
 
 
 def scheme(report: Report) -> Figure:
     """Planes of each layer as squares, most significant left, beside the layer's share of weights."""
+    n = max(len(row.planes) for row in report.rows)
     with style() as colors:
-        figure, (ax, side) = plt.subplots(1, 2, figsize=(WIDTH, 0.9 + 0.32 * len(report.rows)), sharey=True,
-                                          width_ratios=(3, 2), layout="constrained")  # fmt: skip
-        look = {"1": (colors[0], "learned"), "F": (colors[1], "filled at the freeze"), ".": ("0.92", "dropped")}
+        figure = Picture(1.4 + 0.3 * len(report.rows))
+        ax, side = figure.subplots(1, 2, sharey=True, width_ratios=(n, 4))
+        look = {"1": (colors[0], None, "learned"), "F": (colors[1], "///", "filled"), ".": ("0.91", None, "dropped")}
         for y, row in enumerate(report.rows):
-            for x, mark in enumerate(row.planes):
-                ax.add_patch(plt.Rectangle((x + 0.05, y - 0.4), 0.9, 0.8, color=look[mark][0]))
-        n = max(len(row.planes) for row in report.rows)
-        ax.set(xlim=(0, n), ylim=(len(report.rows) - 0.4, -0.6), xticks=np.arange(n) + 0.5, xticklabels=range(n - 1, -1, -1),
-               yticks=range(len(report.rows)), yticklabels=[row.name for row in report.rows],
-               xlabel="plane", ylabel="layer")  # fmt: skip
-        ax.grid(False)
-        handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color, _ in look.values()]
-        figure.legend(handles, [text for _, text in look.values()], loc="outside upper center", ncols=3)
-        side.barh(range(len(report.rows)), [100 * row.share for row in report.rows], color="0.6")
-        side.set(xlabel="share of the weights, %")
-        side.grid(axis="y", visible=False)
+            for x, mark in enumerate(row.planes, n - len(row.planes)):
+                color, hatch, _ = look[mark]
+                ax.add_patch(Rectangle((x + 0.06, y - 0.4), 0.88, 0.8, fc=color, ec="white", lw=0, hatch=hatch))
+            share = f"{row.share:.0%}" if row.share >= 0.005 else "<1%"
+            side.text(100 * row.share, y, f" {share}", va="center", fontsize=11.5)
+        ax.set(xlim=(0, n), xticks=np.arange(n) + 0.5, xticklabels=range(n - 1, -1, -1), xlabel="plane")
+        ax.set(ylim=(len(report.rows) - 0.4, -0.6), yticks=range(len(report.rows)), ylabel="layer")
+        ax.set(yticklabels=[row.name for row in report.rows])
+        side.barh(range(len(report.rows)), [100 * row.share for row in report.rows], color="0.65")
+        side.set(xlabel="share of\nweights", xticks=[], xlim=(0, 145 * max(row.share for row in report.rows)))
+        for axis in (ax, side):
+            axis.grid(False)
+            axis.tick_params(left=False, bottom=False)
+            sns.despine(ax=axis, left=axis is ax, bottom=True)
+        shown = [look[mark] for mark in look if any(mark in row.planes for row in report.rows)]
+        handles = [Rectangle((0, 0), 1, 1, fc=color, ec="white", lw=0, hatch=hatch) for color, hatch, _ in shown]
+        figure.legend(handles, [text for *_, text in shown], loc="outside upper center", ncols=3)
         return figure
 
 
 def weights(before: Tensor, after: Integers, name: str = "") -> Figure:
     """Histogram of a layer's float weights, and the few values its integers leave."""
-    values, counts = np.unique(after.codes.numpy().ravel(), return_counts=True)
+    codes, counts = np.unique(after.codes.numpy().ravel(), return_counts=True)
+    title = f"layer {name}, " if name else ""
+    reach = 1.1 * max(abs(codes).max(), 1)
     with style() as colors:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.8), sharey=False, layout="constrained")
-        left.hist(before.detach().cpu().numpy().ravel(), bins=40, color=colors[0])
-        left.set(title="before: float", xlabel="weight", ylabel="how many")
-        right.bar(values * after.step, counts, width=0.8 * abs(after.step), color=colors[1])
-        right.set(title=f"after: {len(values)} values, {len(after.planes)} planes", xlabel="weight = step x code")
-        if name:
-            figure.suptitle(f"layer {name}")
+        figure = Picture(4.6)
+        top, ax = figure.subplots(2, 1)
+        top.hist(before.detach().cpu().numpy().ravel(), bins=40, color=colors[0])
+        top.set(title=f"{title}before: float", ylabel="how many", xlabel="weight")
+        ax.bar(codes, counts, width=min(0.8, 0.05 * reach), color=colors[1])
+        ax.set(title=f"{title}after: {_count(len(codes), 'value')}, {_count(len(after.planes), 'plane')}",
+               ylabel="how many", xlabel=f"code, in steps of {after.step:.3g}", xlim=(-reach, reach))  # fmt: skip
+        for axis, whole in ((top, False), (ax, True)):
+            axis.xaxis.set_major_locator(MaxNLocator(8, integer=whole, symmetric=True))
+            axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.grid(axis="x", visible=False)
+        figure.align_ylabels([top, ax])
         return figure
 
 
-def _freeze(history: pandas.DataFrame) -> float:
-    return float((history["phase"] == "search").sum()) + 0.5
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
 
 
-def _mark_freeze(ax: plt.Axes, history: pandas.DataFrame) -> None:
-    ax.axvline(_freeze(history), color="0.4", lw=1, ls=":")
+def _mark_freeze(history: pandas.DataFrame, *axes: Axes) -> None:
+    """A dotted line between search and finetune, named at the top of the first axes."""
+    epoch = float((history["phase"] == "search").sum()) + 0.5
+    for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        if 1 < epoch < len(history):
+            ax.axvline(epoch, color="0.3", lw=1.2, ls=":")
+    if 1 < epoch < len(history):
+        axes[0].text(epoch, 0.97, " freeze", transform=axes[0].get_xaxis_transform(), va="top", fontsize=11.5)

@@ -27,8 +27,8 @@ class Recipe:
             the same planes: uniform precision, trained the same way.
         finetune_epochs: epochs after the freeze, temperature rising a second time.
         batch_size: images a step.
-        lr: peak learning rate of everything but logits; linear warm-up, then cosine to 0, a phase each.
-        logit_lr: peak rate of bit and mask logits; None is ten times ``lr``.
+        lr: peak learning rate, times a linear warm-up and a cosine to 0 in each phase.
+        logit_lr: peak rate of bit logits; None is ten times ``lr``.
         momentum, weight_decay: of SGD; see :func:`csq_mini.parameter_groups` for what decays.
         warmup_epochs: length of the warm-up of each phase.
         strength: lambda of the budget.
@@ -55,7 +55,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_epochs: float = 1.0
-    strength: float = 0.4
+    strength: float = 0.2
     floor: int = 1
     beta_start: float = 1.0
     beta_end: float = 200.0
@@ -106,7 +106,7 @@ def _check_number(name: str, value: Any, low: int, whole: bool = False) -> None:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "digits": Recipe(search_epochs=15, finetune_epochs=15, batch_size=32, logit_lr=3.0),
+    "digits": Recipe(search_epochs=15, finetune_epochs=15, batch_size=32, logit_lr=3.0, warmup_epochs=2.0),
 }
 
 

@@ -116,11 +116,11 @@ class Report:
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", *self.summary()])
 
     def _repr_html_(self) -> str:
-        table = self.to_pandas().drop(columns="filled")
+        table = self.to_pandas().drop(columns="filled").rename(columns={"name": "layer"})
         table["shape"] = ["x".join(map(str, shape)) for shape in table["shape"]]
         table["planes"] = [f"<code>{planes}</code>" for planes in table["planes"]]
         shown = table.rename(columns=lambda c: c.replace("_", " "))
-        html = shown.to_html(index=False, border=0, escape=False, formatters={"share": "{:.1%}".format})
+        html = shown.to_html(index=False, border=0, escape=False, justify="left", formatters={"share": "{:.1%}".format})
         return html + "<p>" + "<br>".join(self.summary()) + "</p>"
 
 

@@ -44,25 +44,28 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for any torch optimizer, each with its rate and weight decay.
 
-    ===================  =====================================  ============  ==================
-    group                parameters                             rate          decay
-    ===================  =====================================  ============  ==================
-    bit logits           ``p``, ``n`` of converted layers       ``logit_lr``  0
-    mask logits          ``q``                                  ``logit_lr``  0
-    scale, |W| = ...     ``scale`` of layers of that size       see below     0
-    norms and biases     float parameters of up to 1 dimension  ``lr``        0
-    float weights        everything else                        ``lr``        ``weight_decay``
-    ===================  =====================================  ============  ==================
+    ==================  ====================================  =============================  ================
+    group               parameters                            rate                           decay
+    ==================  ====================================  =============================  ================
+    bit logits          ``p``, ``n`` of converted layers      ``logit_lr``                   0
+    mask logits, |W|    ``q`` of the layers of that size      lr * mean size / size, at      0
+                                                              most 10 lr
+    scale, |W|          ``scale`` of the layers of that size  lr / sqrt(|W| (2^N - 1))       0
+    norms and biases    float parameters up to 1 dimension    ``lr``                         0
+    float weights       everything else                       ``lr``                         ``weight_decay``
+    ==================  ====================================  =============================  ================
 
-    A logit decayed to 0 is a bit that has not decided, so logits never decay. One change of a scale
-    changes all weights of its layer; its rate is lr / sqrt(|W| (2^N - 1)), the step-size rule of
-    LSQ (arXiv 1902.08153). Call this after :func:`convert`, and again after ``budget.freeze()``:
-    the finetune starts with a new optimizer.
+    A logit decayed to 0 is a bit that has not decided, so logits never decay. The budget pulls at a
+    mask in proportion to its layer's size; with rates in inverse proportion every layer is asked the
+    same question, what a weight of its planes is worth, at the same pace (with equal rates the large
+    layers are closed before the small ones have moved). One change of a scale changes all weights of
+    its layer, hence its rate, the step-size rule of LSQ (arXiv 1902.08153). Call this after
+    :func:`convert`, and again after ``budget.freeze()``: the finetune starts with a new optimizer.
 
     Args:
         model: converted or float.
         lr: rate of what is not a logit, at least 0.
-        logit_lr: rate of the logits; None is ten times ``lr``.
+        logit_lr: rate of the bit logits; None is ten times ``lr``.
         weight_decay: at least 0.
 
     Returns:
@@ -70,6 +73,8 @@ def parameter_groups(
         parameters that need no gradient.
     """
     logit_lr = 10 * lr if logit_lr is None else logit_lr
+    sizes = [m.p.shape[1] for m in unwrap(model).modules() if isinstance(m, CSQLayer)]
+    mean = sum(sizes) / max(len(sizes), 1)
     groups: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
     for module in unwrap(model).modules():
@@ -77,23 +82,24 @@ def parameter_groups(
             if parameter is None or not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            name, rate, decay = _group_of(module, key, parameter, lr, logit_lr, weight_decay)
+            name, rate = _group_of(module, key, parameter, lr, logit_lr, mean)
+            decay = weight_decay if name == "float weights" else 0.0
             group = groups.setdefault(name, {"params": [], "lr": rate, "weight_decay": decay, "name": name})
             group["params"].append(parameter)
     return sorted(groups.values(), key=lambda group: group["name"])
 
 
 def _group_of(
-    module: nn.Module, key: str, parameter: Tensor, lr: float, logit_lr: float, decay: float
-) -> tuple[str, float, float]:
-    if isinstance(module, CSQLayer) and key in ("p", "n"):
-        return "bit logits", logit_lr, 0.0
-    if isinstance(module, CSQLayer) and key == "q":
-        return "mask logits", logit_lr, 0.0
-    if isinstance(module, CSQLayer) and key == "scale":
+    module: nn.Module, key: str, parameter: Tensor, lr: float, logit_lr: float, mean: float
+) -> tuple[str, float]:
+    if isinstance(module, CSQLayer) and key in ("p", "n", "q", "scale"):
         size = max(module.p.shape[1], 1)
-        return f"scale, |W| = {size}", lr / math.sqrt(size * (2**module.planes - 1)), 0.0
-    return ("norms and biases", lr, 0.0) if parameter.ndim <= 1 else ("float weights", lr, decay)
+        if key == "q":
+            return f"mask logits, |W| = {size}", lr * min(mean / size, 10)
+        if key == "scale":
+            return f"scale, |W| = {size}", lr / math.sqrt(size * (2**module.planes - 1))
+        return "bit logits", logit_lr
+    return "norms and biases" if parameter.ndim <= 1 else "float weights", lr
 
 
 @torch.no_grad()
@@ -115,7 +121,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     Raises:
         ValueError: if there is batch norm to estimate but no batch. The model is unchanged then.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
+    norms: list[Any] = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None
+    ]
     if not norms:
         return model
     source = iter(batches)
@@ -324,10 +332,10 @@ class _Run:
 
         model = self._hard() if self.budget else self.model
         test = self._judge(model, self.data.test)
-        result = Result(model.eval(), test, pandas.DataFrame(self.rows), report(model) if self.budget else None, self.recipe)
+        table = report(model) if self.budget else None
         if self.folder:
-            self.folder.write_result(result.model, test, result.report)
-        return result
+            self.folder.write_result(model, test, table)
+        return Result(model.eval(), test, pandas.DataFrame(self.rows), table, self.recipe)
 
     def _bar(self) -> Any:
         from tqdm.auto import tqdm

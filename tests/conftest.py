@@ -1,0 +1,94 @@
+"""What several test files build on: small networks, small data, and logits as a training leaves them."""
+
+import multiprocessing
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+import csq_mini as csq
+
+torch.set_num_threads(1)
+settings.register_profile("csq", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("csq")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def conv_net(bias=False):
+    """Grouped, depthwise and pointwise convolutions with batch norm, and a linear layer, for 8x8 images."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=bias), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4, bias=bias), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 6, 1, groups=2, bias=bias), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10),
+    )  # fmt: skip
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 10))
+
+
+def converted(model=None, planes=8):
+    model = conv_net() if model is None else model
+    csq.convert(model, planes)
+    return model
+
+
+def layers_of(model):
+    return {name: m for name, m in model.named_modules() if hasattr(m, "q") and hasattr(m, "p")}
+
+
+@torch.no_grad()
+def shake(model, seed=0, zeros=0.1):
+    """Random logits, some exactly zero, and random scales: a converted model somewhere in its training."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers_of(model).values():
+        for logits in (layer.p, layer.n, layer.q):
+            values = torch.randn(logits.shape, generator=generator)
+            logits.copy_(values * (torch.rand(logits.shape, generator=generator) > zeros))
+        layer.scale.mul_(0.5 + torch.rand((), generator=generator))
+    return model
+
+
+def few_digits(train=128, valid=40, test=50, augment=None):
+    whole = csq.data.digits()
+    parts = ((x[:n].clone(), y[:n].clone()) for (x, y), n in
+             zip((whole.train, whole.valid, whole.test), (train, valid, test)))  # fmt: skip
+    return csq.data.Data("few digits", *parts, augment)
+
+
+def same_state(a, b):
+    """Whether two state_dicts (or modules) hold the same keys and bit-identical tensors."""
+    a, b = (x.state_dict() if isinstance(x, nn.Module) else x for x in (a, b))
+    return list(a) == list(b) and all(same_values(a[k], b[k]) for k in a)
+
+
+def same_values(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def snapshot(model):
+    """All that a refused change must leave as it was: values, classes, modes and attributes."""
+    values = {k: v.clone() for k, v in model.state_dict().items()}
+    shape = {name: (type(m), m.training, sorted(m.__dict__)) for name, m in model.named_modules()}
+    return values, shape
+
+
+def unchanged(model, before):
+    values, shape = snapshot(model)
+    return same_state(values, before[0]) and shape == before[1]
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Fresh processes that start fast: forked from a clean server that has imported torch already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "csq_mini", "sklearn.datasets", "sklearn.model_selection", "pandas", "tqdm.auto"]
+    )
+    return context

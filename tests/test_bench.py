@@ -1,0 +1,85 @@
+import json
+import sys
+
+import pytest
+import torch
+from conftest import converted, layers_of
+from torch import nn
+
+import csq_mini as csq
+from csq_mini import bench
+
+
+def test_the_library_saves_nothing_and_a_plain_layer_would():
+    layers = list(layers_of(converted()).values())
+    csq.set_temperature(layers[0], 2.0)
+    assert bench.saved_bytes(layers) == 0
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = nn.Parameter(torch.randn(8, 100))
+
+        @property
+        def weight(self):
+            return torch.sigmoid(self.p).sum(0)
+
+    assert bench.saved_bytes([Plain()]) == 8 * 100 * 4
+
+
+def test_state_of_a_resnet20_step_meets_its_bound():
+    figures = bench.memory()
+    assert figures["bound_bytes_per_weight"] == 192 == 8 * 2 * 3 * 4
+    assert 192 <= figures["state_bytes_per_weight"] < 192.1  # masks and scales on top
+    assert figures["saved_beyond_parameters_bytes"] == 0
+
+
+def test_a_benchmark_step_trains():
+    for csq_step in (False, True):
+        step = bench.TrainingStep(csq_step, batch=2)
+        before = {k: v.clone() for k, v in step.model.named_parameters()}
+        step()
+        assert any(not torch.equal(before[k], v) for k, v in step.model.named_parameters())
+        assert bool(step.budget) == csq_step and step.count == 1
+
+
+def test_ratio_is_the_median_of_interleaved_pairs(monkeypatch):
+    real = bench.TrainingStep
+    monkeypatch.setattr(bench, "TrainingStep", lambda csq, batch=2: real(csq, 2))
+    figures = bench.steps(pairs=3)
+    assert figures["pairs"] == 3 and figures["ratio_median"] > 0 and figures["float_step_s"] > 0
+    assert figures["ratio_quartiles"][0] <= figures["ratio_median"] <= figures["ratio_quartiles"][1]
+
+
+def test_where_names_hardware_and_versions():
+    facts = bench.where()
+    assert facts["torch"] == torch.__version__ and facts["csq_mini"] == csq.__version__ and facts["cpu"]
+    json.dumps(facts)
+
+
+def test_digits_runs_are_trained_alike(monkeypatch):
+    seen = {}
+
+    def fit(model, data, recipe, progress):
+        seen[recipe.target, recipe.search_epochs] = recipe
+        return csq.Result(model, 0.5, None, None, recipe)
+
+    monkeypatch.setattr(bench, "fit", fit)
+    rows = [
+        bench.digits_run((kind, target, 1, 2)) for kind, target in (("csq", 2.0), ("uniform", 2.0), ("float", None))
+    ]
+    epochs = {r.search_epochs + r.finetune_epochs for r in seen.values()}
+    assert len(seen) == 3 and len(epochs) == 1 and {r.seed for r in seen.values()} == {2}
+    assert all(row["accuracy"] == 0.5 and row["fold"] == 1 for row in rows)
+
+
+def test_main_writes_json_for_the_named_benchmarks(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "steps", lambda: {"ratio_median": 1.0})
+    monkeypatch.setattr(sys, "argv", ["bench", "steps", "--out", str(tmp_path / "results")])
+    bench.main()
+    assert [p.name for p in (tmp_path / "results").iterdir()] == ["bench_steps.json"]
+    content = json.loads((tmp_path / "results/bench_steps.json").read_text())
+    assert content["ratio_median"] == 1.0 and content["where"]["torch"]
+    monkeypatch.setattr(sys, "argv", ["bench", "nothing"])
+    with pytest.raises(SystemExit):
+        bench.main()

@@ -1,0 +1,337 @@
+"""The budget: its measure, its steering, and the promise that freeze() keeps."""
+
+import math
+import re
+from fractions import Fraction
+
+import pytest
+import torch
+from conftest import conv_net, converted, layers_of, shake, snapshot, unchanged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import csq_mini as csq
+from csq_mini.layers import DROPPED, FILLED, LEARNED
+
+pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+
+
+def linears(*sizes, planes=8):
+    return converted(nn.Sequential(*(nn.Linear(size, 1, bias=False) for size in sizes)), planes)
+
+
+def set_masks(model, values):
+    for layer, q in zip(layers_of(model).values(), values):
+        layer.q.data.copy_(torch.tensor(q))
+
+
+def sizes_and_counts(model):
+    return [(layer.p.shape[1], int(layer.open.sum())) for layer in layers_of(model).values()]
+
+
+@st.composite
+def budgets(draw):
+    """A random model with random (often tied) mask logits, a floor, and any target that can be reached."""
+    planes = draw(st.integers(1, 8))
+    sizes = draw(st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any))
+    model = shake(linears(*sizes, planes=planes), draw(st.integers(0, 99)))
+    logit = st.sampled_from([-0.5, 0.0, 0.5]) | st.floats(-3, 3, width=32)
+    set_masks(model, [draw(st.lists(logit, min_size=planes, max_size=planes)) for _ in sizes])
+    floors = draw(st.lists(st.integers(0, planes), min_size=len(sizes), max_size=len(sizes)))
+    total, low = sum(sizes), sum(k * n for k, n in zip(floors, sizes))
+    room = draw(st.one_of(st.integers(0, 1000), st.sampled_from([0, 1000])))
+    target = Fraction(low, total) + (planes - Fraction(low, total)) * Fraction(room, 1000)
+    digits = draw(st.sampled_from([1, 2, 17]))
+    target = min(max(float(round(target, digits)), math.ceil(low / total * 1e12) / 1e12), float(planes))
+    return model, target, dict(zip(map(str, range(len(sizes))), floors))
+
+
+@settings(max_examples=200)
+@given(budgets(), st.sampled_from([1.0, 20.0, math.inf]))
+def test_freezing_keeps_the_promise(case, beta):
+    model, target, floors = case
+    csq.set_temperature(model, beta)
+    budget = csq.Budget(model, target, floor=floors)
+    counts = budget.freeze()
+    exact = Fraction(repr(target))
+    total = budget.total
+    size = sum(n * k for n, k in sizes_and_counts(model))
+    assert size <= exact * total  # at most the target,
+    assert all(k == layer.planes or size + n > exact * total  # and no plane more would fit
+               for (n, k), layer in zip(sizes_and_counts(model), layers_of(model).values()))  # fmt: skip
+    assert budget.bits() == size / total <= target
+    assert list(counts.values()) == [k for _, k in sizes_and_counts(model)]
+    assert all(counts[name] >= floor for name, floor in floors.items())
+    for layer in layers_of(model).values():
+        kept = layer.open.nonzero().flatten().tolist()
+        assert kept == list(range(kept[0], kept[0] + len(kept))) if kept else True
+        assert torch.isin(layer.mask, torch.tensor([DROPPED, LEARNED, FILLED], dtype=torch.int8)).all()
+    assert csq.report(csq.harden(model)).total.paper_bits == pytest.approx(budget.bits(), rel=1e-12)
+
+
+@given(budgets())
+def test_every_target_of_the_named_range_is_reached_and_no_other(case):
+    model, _, floors = case
+    with pytest.raises(ValueError) as error:
+        csq.Budget(model, math.nan, floor=floors)
+    low, high = map(float, re.search(r"between (\S+) and (\S+) bits", str(error.value)).groups())
+    for target in (low, high):
+        csq.Budget(model, target, floor=floors)
+    for target in (low - 0.01, high + 0.01):
+        with pytest.raises(ValueError, match=re.escape(repr(target))):
+            csq.Budget(model, target, floor=floors)
+
+
+def test_a_decimal_target_means_its_decimal():
+    # In floats 0.29 * 100 is just below 29, and the plane that fits exactly would be lost.
+    assert csq.Budget(linears(29, 71), 0.29, floor=0).freeze() == {"0": 1, "1": 0}
+    assert csq.Budget(linears(30, 70), 0.29, floor=0).freeze() == {"0": 0, "1": 0}
+
+
+@pytest.mark.parametrize(
+    "target, counts", [(1.0, [1, 1, 1]), (1.25, [1, 2, 1]), (1.5, [2, 1, 1]), (1.75, [2, 2, 1]), (8.0, [8, 8, 8])]
+)
+def test_ties_go_to_the_more_significant_plane_then_to_the_earlier_layer(target, counts):
+    model = linears(4, 2, 2)
+    assert list(csq.Budget(model, target, floor=0).freeze().values()) == counts
+
+
+def test_planes_are_kept_in_order_of_their_mask_logits():
+    model = linears(10, 10)
+    set_masks(model, [[1, 2, 3, 4, 5, 6, 7, 8.5], [8, 0.1, 0.2, 0.3, 0.4, 7.5, 0.6, 0.7]])
+    assert csq.Budget(model, 2.5).freeze() == {"0": 3, "1": 2}  # 8.5, 8, 7.5, 7 and 6
+
+
+def test_a_plane_that_does_not_fit_is_passed_over_for_a_smaller_one():
+    model = linears(100, 3)
+    set_masks(model, [[9.0] * 8, [0.1] * 8])
+    assert csq.Budget(model, 1.5).freeze() == {"0": 1, "1": 8}
+
+
+def test_bits_weighs_layers_by_size():
+    model = linears(30, 10)
+    set_masks(model, [[1.0, -1, 1, 0, 0, 0, 0, 0], [1.0] * 8])
+    assert csq.Budget(model, 4.0).bits() == (30 * 2 + 10 * 8) / 40
+    assert csq.Budget(converted(), 4.0).bits() == 8.0
+
+
+# The penalty
+
+
+@torch.no_grad()
+def penalty_by_hand(model, target, strength):
+    layers = list(layers_of(model).values())
+    total = sum(layer.p.shape[1] for layer in layers)
+    shares = [layer.p.shape[1] / total for layer in layers]
+    bits = sum(share * int((layer.q > 0).sum()) for share, layer in zip(shares, layers))
+    relaxed = sum(share * float(torch.sigmoid(layer.beta * layer.q).sum()) for share, layer in zip(shares, layers))
+    return strength * (bits - target) * relaxed
+
+
+@pytest.mark.parametrize("target", [1.5, 4.0, 7.9])
+@pytest.mark.parametrize("beta", [1.0, 20.0])
+@pytest.mark.parametrize("strength", [0.0, 0.04, 3.0])
+def test_the_penalty_is_its_formula(target, beta, strength):
+    model = shake(converted())
+    csq.set_temperature(model, beta)
+    penalty = csq.Budget(model, target, strength).penalty().detach()
+    assert penalty.shape == () and penalty.item() == pytest.approx(penalty_by_hand(model, target, strength), rel=1e-5)
+
+
+def test_hard_the_penalty_counts_open_planes():
+    model = shake(converted())
+    budget = csq.Budget(model, 2.0, strength=0.5)
+    assert budget.penalty().detach().item() == pytest.approx(0.5 * (budget.bits() - 2.0) * budget.bits(), rel=1e-6)
+
+
+@pytest.mark.parametrize("target, sign", [(1.5, 1), (7.9, -1)])
+@pytest.mark.parametrize("floor", [0, 1, 3])
+def test_above_the_target_it_closes_planes_and_below_it_opens_them(target, sign, floor):
+    model = shake(converted(), zeros=0)
+    csq.set_temperature(model, 2.0)
+    budget = csq.Budget(model, max(target, floor), 0.7, floor=floor)
+    budget.penalty().backward()
+    for layer in layers_of(model).values():
+        f = torch.sigmoid(2 * layer.q.detach())
+        slope = 0.7 * (budget.bits() - budget.target) * layer.p.shape[1] / budget.total * 2 * f * (1 - f)
+        best = layer.q.detach().argsort(descending=True)
+        slope[best[:floor]] = 0  # these stay: nothing pulls them
+        assert torch.allclose(layer.q.grad, slope, rtol=1e-4, atol=1e-9)
+        assert (layer.q.grad[best[floor:]].sign() == (sign if budget.bits() > budget.target else -1)).all()
+
+
+def test_on_the_target_nothing_pulls():
+    model = converted()
+    csq.set_temperature(model, 1.0)
+    penalty = csq.Budget(model, 8.0).penalty()
+    penalty.backward()
+    assert penalty == 0 and not any(layer.q.grad.any() for layer in layers_of(model).values())
+
+
+@pytest.mark.parametrize("start, target", [(0.5, 3.0), (-0.5, 3.0)])
+def test_following_the_penalty_prunes_and_grows_to_the_target(start, target):
+    model = linears(40, 60, 30)
+    generator = torch.Generator().manual_seed(0)
+    for layer in layers_of(model).values():
+        layer.q.data.copy_(start + 0.3 * torch.randn(8, generator=generator))
+    csq.set_temperature(model, 2.0)
+    budget = csq.Budget(model, target, strength=1.0)
+    optimizer = torch.optim.SGD([layer.q for layer in layers_of(model).values()], lr=0.1)
+    first = abs(budget.bits() - target)
+    for _ in range(150):
+        optimizer.zero_grad()
+        budget.penalty().backward()
+        optimizer.step()
+    assert first > 2 and abs(budget.bits() - target) <= 0.5
+
+
+def test_the_penalty_is_the_same_under_autocast():
+    model = shake(converted())
+    csq.set_temperature(model, 3.0)
+    budget = csq.Budget(model, csq.Budget(model, 4.0).bits() + 0.003)
+    expected = budget.penalty()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(budget.penalty(), expected)
+
+
+def test_layers_converted_to_different_planes_share_a_budget():
+    model = nn.Sequential(nn.Linear(10, 4), nn.Linear(10, 6))
+    csq.convert(model[0], 3)
+    csq.convert(model[1], 8)
+    csq.set_temperature(model, 1.0)
+    budget = csq.Budget(model, 2.0)
+    assert budget.bits() == (40 * 3 + 60 * 8) / 100
+    budget.penalty().backward()
+    budget.freeze()
+    assert budget.bits() <= 2.0
+
+
+# The freeze itself
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("beta", [1.0, 200.0, math.inf])
+def test_freezing_rounds_the_present_weight_onto_the_kept_planes(seed, beta):
+    model = shake(converted(nn.Linear(20, 10)), seed, zeros=0)
+    csq.set_temperature(model, beta)
+    weight, unit = model.weight.detach().double(), float(model.scale.detach() / 255)
+    csq.Budget(model, 3.0).freeze()
+    kept = model.open.nonzero().flatten().tolist()
+    limit = 2 ** (kept[-1] + 1) - 2 ** kept[0]
+    expected = (weight / unit / 2 ** kept[0]).round().mul(2 ** kept[0]).clamp(-limit, limit)
+    csq.set_temperature(model, math.inf)
+    assert torch.equal(model.codes().view(model.shape).double(), expected)
+    assert torch.equal(model.weight, (model.scale / 255) * expected.float())
+    csq.set_temperature(model, 1.0)
+    assert torch.allclose(model.weight, csq.harden(model).weight, rtol=1e-5, atol=1e-6)
+
+
+def test_filled_planes_are_told_from_learned_ones_and_start_rounded():
+    model = linears(50, 50)
+    set_masks(model, [[-1.0, -1, -1, -1, 1, -1, 1, 1], [-1.0] * 8])
+    budget = csq.Budget(model, 3.0)
+    weight = csq.harden(model)[0].weight.detach()
+    budget.freeze()
+    first, second = csq.report(csq.harden(model)).rows
+    assert (first.planes, first.paper_bits, first.filled) == ("11F1....", 4, 1)
+    assert (second.planes, second.paper_bits, second.filled) == ("FF......", 2, 2)
+    unit = float(model[0].scale.detach() / 255) * 16
+    assert (csq.harden(model)[0].weight - weight).abs().max() <= unit / 2 * 1.001
+    assert str(csq.report(model)) == str(csq.report(csq.harden(model)))
+    assert "F filled" in str(csq.report(model))
+
+
+def test_the_kept_planes_run_down_from_the_highest_that_the_weight_reaches():
+    layer = converted(nn.Linear(4, 1, bias=False))
+    layer.set_bits(torch.tensor([1, 20, -13, 6]))  # 20 needs five planes
+    csq.Budget(layer, 3.0).freeze()
+    assert layer.open.tolist() == [False, False, True, True, True, False, False, False]
+    assert layer.codes().tolist() == [0, 20, -12, 8]  # halves go to even: 6 / 4 = 1.5 gives 2
+
+
+def test_a_layer_of_zeros_freezes():
+    layer = nn.Linear(4, 4)
+    nn.init.zeros_(layer.weight)
+    csq.convert(layer)
+    csq.Budget(layer, 2.0).freeze()
+    assert layer.open.sum() == 2 and not layer.weight.any()
+
+
+def test_freezing_twice_is_refused_and_the_masks_stay():
+    model = shake(converted())
+    budget = csq.Budget(model, 3.0)
+    assert not budget.frozen
+    budget.freeze()
+    assert budget.frozen
+    before = snapshot(model)
+    for again in (budget, csq.Budget(model, 2.0)):
+        with pytest.raises(ValueError, match="frozen already.*fresh"):
+            again.freeze()
+    assert unchanged(model, before)
+
+
+def test_a_diverged_layer_is_refused_by_name_and_not_frozen():
+    model = converted()
+    csq.set_temperature(model, 1.0)
+    model[6].p.data[0, 0] = math.nan
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="6.*(NaN|infinite|finite)"):
+        csq.Budget(model, 3.0).freeze()
+    assert unchanged(model, before)
+
+
+def test_frozen_masks_overrule_the_logits_and_end_the_penalty():
+    model = shake(converted())
+    budget = csq.Budget(model, 3.0)
+    budget.freeze()
+    bits, penalty = budget.bits(), budget.penalty()
+    assert penalty == 0 and penalty.shape == () and not penalty.requires_grad
+    for layer in layers_of(model).values():
+        layer.q.data.fill_(5.0)
+    assert budget.bits() == bits == csq.report(model).total.paper_bits == csq.report(csq.harden(model)).total.paper_bits
+    csq.set_temperature(model, 2.0)
+    model.eval()(torch.randn(2, 1, 8, 8)).sum().backward()
+    assert not any(layer.q.grad is not None and layer.q.grad.any() for layer in layers_of(model).values())
+
+
+# What a budget refuses
+
+
+@pytest.mark.parametrize("target", [math.nan, math.inf, -math.inf, 0, 0.5, -1, 8.001, 100, "two", None, []])
+def test_a_target_that_cannot_be_reached_names_the_range(target):
+    with pytest.raises(ValueError, match=re.escape(repr(target)) + ".*between 1 and 8 bits"):
+        csq.Budget(converted(), target)
+
+
+@pytest.mark.parametrize("planes, floor, low, high", [(4, 2, "2", "4"), (8, 0, "0", "8"), (3, 3, "3", "3")])
+def test_the_range_follows_floor_and_planes(planes, floor, low, high):
+    with pytest.raises(ValueError, match=f"between {low} and {high} bits"):
+        csq.Budget(converted(planes=planes), 8.5, floor=floor)
+
+
+@pytest.mark.parametrize("strength", [-0.1, math.nan, math.inf, True, "0.4", None])
+def test_a_bad_strength_is_named(strength):
+    with pytest.raises(ValueError, match=f"strength.*{strength!r}"):
+        csq.Budget(converted(), 2.0, strength=strength)
+
+
+@pytest.mark.parametrize("floor", [-1, 9, True, 2.5, "1", None, {"*": 9}, {"0": 2.0}, {"*": True}])
+def test_a_bad_floor_is_named_with_its_range(floor):
+    value = next(iter(floor.values())) if isinstance(floor, dict) else floor
+    with pytest.raises(ValueError, match=f"floor.*0 to 8.*{value!r}"):
+        csq.Budget(converted(), 4.0, floor=floor)
+
+
+def test_floors_by_pattern_take_the_first_that_matches():
+    model = nn.Sequential(conv_net(), nn.Linear(10, 4))
+    csq.convert(model)
+    counts = csq.Budget(model, 2.0, floor={"0.0": 5, "0.*": 0, "1": 3}).freeze()
+    assert counts["0.0"] >= 5 and counts["1"] >= 3
+    budget = csq.Budget(converted(), 1.0, floor={"11": 1})  # what no pattern names keeps one plane
+    assert min(budget.freeze().values()) == 1
+
+
+def test_a_floor_pattern_that_matches_nothing_is_named():
+    with pytest.raises(ValueError, match=r"'layer\.\*' matches no layer.*near names: "):
+        csq.Budget(converted(), 2.0, floor={"layer.*": 2})

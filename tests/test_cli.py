@@ -1,0 +1,146 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import csq_mini as csq
+from csq_mini import cli
+
+TINY = ["--set", "search_epochs=1", "--set", "finetune_epochs=1", "--set", "batch_size=256", "--quiet"]
+HEAVY = ("matplotlib", "seaborn", "pandas", "sklearn", "torchvision", "tqdm", "ipywidgets")
+
+
+def test_importing_the_library_brings_torch_and_numpy_alone():
+    code = (
+        # torch itself imports tqdm where it is installed
+        "import sys, torch, numpy; before = set(sys.modules); import csq_mini\n"
+        f"print([m for m in {HEAVY} if m in sys.modules and m not in before])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_public_names_are_all_there():
+    assert all(hasattr(csq, name) for name in csq.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'plotz'"):
+        csq.plotz  # noqa: B018
+
+
+def test_train_prints_the_report_and_the_accuracy(capsys):
+    assert cli.main(["train", "digits", "--target", "2.5", "--seed", "3", *TINY]) == 0
+    out, err = capsys.readouterr()
+    assert "paper bits" in out and "weights in" in out
+    assert "accuracy on the test split: 0." in out and "seed 3" in out and "last epoch" in out
+    assert err == ""
+
+
+def test_train_keeps_its_run_and_repeats_it(tmp_path, capsys):
+    command = ["train", "digits", "--run-dir", str(tmp_path / "run"), *TINY]
+    assert cli.main(command) == 0
+    first = capsys.readouterr().out
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["paper_bits"] <= 2.0 and f"{result['accuracy']:.4f}" in first and "run" in first
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_train_without_a_target_prints_no_empty_report(capsys):
+    assert cli.main(["train", "digits", "--set", "target=None", *TINY]) == 0
+    out = capsys.readouterr().out
+    assert "None" not in out and "accuracy" in out and "hardened" not in out
+
+
+def test_set_takes_whatever_a_recipe_takes(monkeypatch):
+    seen = {}
+
+    def fit(model, data, recipe, **options):
+        seen.update(recipe.to_dict())
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli, "fit", fit)
+    cli.main(
+        ["train", "digits", "--set", "skip=0.*,9", "--set", "lr=0.05", "--set", "logit_lr=None", "--set", "planes=4"]
+    )
+    assert (seen["skip"], seen["lr"], seen["logit_lr"], seen["planes"]) == (("0.*", "9"), 0.05, None, 4)
+
+
+BAD = {
+    "recipe": (["digts"], "unknown recipe 'digts'; did you mean digits"),
+    "model": (["digits", "--model", "resnet2"], "unknown model 'resnet2'; did you mean resnet20"),
+    "data": (["digits", "--data", "digit"], "unknown data set 'digit'; did you mean digits"),
+    "field": (["digits", "--set", "serch_epochs=3"], "unknown Recipe field 'serch_epochs'; did you mean search_epochs"),
+    "assignment": (["digits", "--set", "lr"], "--set takes field=value, got 'lr'"),
+    "value": (["digits", "--set", "lr=fast"], "lr must be .* got 'fast'"),
+    "target": (["digits", "--target", "9"], "9.0 cannot be reached.*between"),
+    "nan": (["digits", "--target", "nan"], "target.*nan"),
+    "device": (["digits", "--device", "abacus"], "abacus"),
+    "planes": (["digits", "--set", "planes=9"], "planes.*1 to 8.*9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_an_error_of_the_user_s_ends_in_one_line_and_exit_code_2(case, tmp_path, capsys):
+    arguments, message = BAD[case]
+    assert cli.main(["train", *arguments, "--run-dir", str(tmp_path / "run"), *TINY]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("csq-mini: ") and err.count("\n") == 1
+    assert re.search(message, err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_ends_in_one_line(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert cli.main(["train", "digits", "--run-dir", str(tmp_path), *TINY]) == 2
+    assert "not empty and not a run" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train"], ["train", "--help"], ["nothing"], ["--version"]])
+def test_the_command_explains_itself(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    out, err = capsys.readouterr()
+    assert stop.value.code == (0 if set(arguments) & {"--help", "--version"} else 2)
+    assert "csq-mini" in out + err
+
+
+def test_doctor_names_versions_device_threads_and_data(capsys, tmp_path, monkeypatch):
+    (tmp_path / "cifar").mkdir()
+    monkeypatch.setenv("CSQ_DATA", str(tmp_path))
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for text in (
+        csq.__version__,
+        torch.__version__.partition("+")[0],
+        "device:",
+        "threads:",
+        "digits (embedded)",
+        "cifar",
+        "Python 3",
+    ):
+        assert text in out
+
+
+def test_doctor_says_what_is_missing_and_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setattr(
+        cli, "_requirements", lambda: [("torch", ""), ("no-such-package", "book"), ("no-such-base", "")]
+    )
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert 'no-such-package: pip install -e ".[book]"' in out and "missing no-such-base: pip install -e ." in out
+
+
+def test_doctor_is_content_without_extras(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_requirements", lambda: [("torch", ""), ("no-such-package", "book")])
+    assert cli.main(["doctor"]) == 0
+
+
+def test_the_installed_command_runs_as_a_module(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "csq_mini.cli", "train", "digts"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "did you mean digits" in run.stderr
+    assert not list(tmp_path.iterdir())

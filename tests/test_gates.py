@@ -1,0 +1,81 @@
+import math
+
+import pytest
+import torch
+from conftest import converted
+from hypothesis import given
+from hypothesis import strategies as st
+
+import csq_mini as csq
+from csq_mini.gates import gate, gate_slope
+
+LOGITS = torch.tensor([-3.0, -1e-30, -0.0, 0.0, 1e-30, 0.5, 4.0])
+
+
+def test_hard_gate_is_open_above_zero_only():
+    assert torch.equal(gate(LOGITS, math.inf), torch.tensor([0.0, 0, 0, 0, 1, 1, 1]))
+    assert gate(LOGITS.double(), math.inf).dtype == torch.float64
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 17.5, 200.0])
+def test_soft_gate_is_the_sigmoid_of_temperature_times_logit(beta):
+    expected = 1 / (1 + torch.exp(-beta * LOGITS.double()))
+    assert torch.allclose(gate(LOGITS.double(), beta), expected, rtol=1e-12, atol=0)
+    assert torch.equal(gate(LOGITS, beta), gate(LOGITS, torch.tensor(beta)))
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 30.0])
+def test_gate_slope_is_the_derivative(beta):
+    x = LOGITS.double().requires_grad_()
+    f = gate(x, beta)
+    (slope,) = torch.autograd.grad(f.sum(), x)
+    assert torch.allclose(gate_slope(f.detach(), beta), slope, rtol=1e-9, atol=1e-12)
+
+
+def test_hard_gate_has_no_slope():
+    assert torch.equal(gate_slope(gate(LOGITS, math.inf), math.inf), torch.zeros(7))
+
+
+def test_a_finite_temperature_approaches_the_hard_gate_away_from_zero():
+    x = LOGITS[LOGITS.abs() > 0.1]
+    assert torch.allclose(gate(x, 200.0), gate(x, math.inf), atol=1e-30)
+
+
+def test_temperature_ends_are_exact_and_halfway_is_the_geometric_mean():
+    assert (csq.temperature(0), csq.temperature(1)) == (1.0, 200.0)
+    assert csq.temperature(0.5) == pytest.approx(math.sqrt(200), rel=1e-12)
+    assert csq.temperature(0.25, 2.0, 32.0) == pytest.approx(4.0, rel=1e-12)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(1e-3, 1e3), st.floats(1, 1e3))
+def test_temperature_grows_by_the_same_factor_in_the_same_time(t, u, start, factor):
+    low, high = sorted((t, u))
+    ratio = csq.temperature(high, start, start * factor) / csq.temperature(low, start, start * factor)
+    assert ratio == pytest.approx(factor ** (high - low), rel=1e-9)
+
+
+@pytest.mark.parametrize("t", [-0.01, 1.01, math.nan, math.inf])
+def test_progress_outside_zero_to_one_is_refused(t):
+    with pytest.raises(ValueError, match=r"(?s)\[0, 1\].*" + str(t) + ".*step / total_steps"):
+        csq.temperature(t)
+
+
+@pytest.mark.parametrize("ends", [(0, 200), (1, -1), (math.nan, 200), (1, math.inf), (1, math.nan)])
+def test_temperature_ends_must_be_finite_and_above_zero(ends):
+    with pytest.raises(ValueError, match="above 0|finite"):
+        csq.temperature(0.5, *ends)
+
+
+@pytest.mark.parametrize("beta", [0, 0.0, -1.0, math.nan, -math.inf, None, "warm"])
+def test_a_bad_temperature_is_refused_and_the_old_one_stays(beta):
+    model = converted()
+    csq.set_temperature(model, 3.0)
+    before = model.state_dict()["0.beta"].clone()
+    with pytest.raises(ValueError, match=f"(?s){beta!r}.*math.inf"):
+        csq.set_temperature(model, beta)
+    assert torch.equal(model.state_dict()["0.beta"], before)
+
+
+def test_a_model_never_converted_has_no_temperature():
+    with pytest.raises(ValueError, match="Linear.*convert"):
+        csq.set_temperature(torch.nn.Linear(2, 2), 1.0)

@@ -1,0 +1,427 @@
+"""fit and its parts: groups, statistics, phases, the last epoch, and repeatability."""
+
+import copy
+import math
+import re
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import (
+    conv_net,
+    converted,
+    few_digits,
+    layers_of,
+    mlp,
+    same_state,
+    same_values,
+    shake,
+    snapshot,
+    unchanged,
+)
+from torch import nn
+
+import csq_mini as csq
+
+SHORT = csq.Recipe(target=3.0, search_epochs=2, finetune_epochs=2, batch_size=32, recalibration_batches=2)
+
+
+def short_fit(model=None, recipe=SHORT, data=None, **options):
+    torch.manual_seed(0)
+    return csq.fit(model or conv_net(), data or few_digits(), recipe, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return short_fit()
+
+
+# Parameter groups
+
+
+def groups_by_name(model, **options):
+    return {group["name"]: group for group in csq.parameter_groups(model, 0.1, weight_decay=5e-4, **options)}
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, torch.compile, nn.DataParallel])
+def test_every_parameter_is_in_exactly_one_group(wrap):
+    model = nn.Sequential(conv_net(bias=True), nn.GRU(10, 4))
+    csq.convert(model, skip="0.11")
+    groups = csq.parameter_groups(wrap(model), 0.1)
+    members = [id(p) for group in groups for p in group["params"]]
+    assert len(members) == len(set(members)) and set(members) == {id(p) for p in model.parameters()}
+
+
+def test_groups_have_the_documented_rates_and_decay():
+    model = nn.Sequential(conv_net(bias=True), nn.GRU(10, 4), nn.Linear(30, 20))
+    csq.convert(model, skip="0.11", planes=4)
+    groups, layers = groups_by_name(model), layers_of(model)
+    owner = {id(p): group for group in groups.values() for p in group["params"]}
+    sizes = [layer.p.shape[1] for layer in layers.values()]
+    mean = sum(sizes) / len(sizes)
+    assert mean / min(sizes) > 10  # so that the cap on a mask's rate is seen
+    for size, layer in zip(sizes, layers.values()):
+        assert owner[id(layer.p)]["name"] == owner[id(layer.n)]["name"] == "bit logits"
+        assert owner[id(layer.q)]["lr"] == pytest.approx(0.1 * min(mean / size, 10))
+        assert owner[id(layer.scale)]["lr"] == pytest.approx(0.1 / math.sqrt(size * 15))
+        assert owner[id(layer.bias)]["name"] == "norms and biases"
+    norms, weights = (groups[name]["params"] for name in ("norms and biases", "float weights"))
+    assert {id(model[0][1].weight), id(model[1].bias_hh_l0)} <= set(map(id, norms))
+    assert set(map(id, weights)) == {id(model[0][11].weight), id(model[1].weight_hh_l0), id(model[1].weight_ih_l0)}
+    assert (
+        groups["bit logits"]["lr"] == 1.0 and groups["norms and biases"]["lr"] == groups["float weights"]["lr"] == 0.1
+    )
+    assert [name for name, group in groups.items() if group["weight_decay"]] == ["float weights"]
+    assert groups["float weights"]["weight_decay"] == 5e-4
+
+
+def test_the_bit_logits_rate_can_be_set_and_untrained_parameters_stay_out():
+    model = converted(conv_net(bias=True))
+    for p in (model[0].bias, model[3].q):
+        p.requires_grad_(False)
+    groups = groups_by_name(model, logit_lr=0.7)
+    assert groups["bit logits"]["lr"] == 0.7
+    members = {id(p) for group in groups.values() for p in group["params"]}
+    assert members == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_a_float_model_has_the_float_groups():
+    assert sorted(groups_by_name(conv_net())) == ["float weights", "norms and biases"]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_any_optimizer_takes_the_groups_and_logits_do_not_decay(optimizer):
+    model = converted()
+    csq.set_temperature(model, 1.0)
+    step = optimizer(csq.parameter_groups(model, 0.01, weight_decay=0.5))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    before = snapshot(model)
+    step.step()
+    assert unchanged(model, before)  # nothing here decays: all layers are converted, norms and biases exempt
+
+
+# Recalibration
+
+
+def net_with_norms():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3)
+    )
+
+
+def test_recalibration_gives_the_mean_of_the_batches_statistics():
+    model = net_with_norms()
+    data = [torch.randn(7, 1, 8, 8) for _ in range(3)]
+    assert csq.recalibrate(model, data) is model
+    first, second = [], []
+    for x in data:
+        y = model[0](x)
+        first.append((y.mean((0, 2, 3)), y.var((0, 2, 3))))
+        z = (y - y.mean((0, 2, 3), keepdim=True)) / (
+            y.var((0, 2, 3), keepdim=True, unbiased=False) + model[1].eps
+        ).sqrt()
+        z = model[4](torch.relu(z))  # no dropout
+        second.append((z.mean((0, 2, 3)), z.var((0, 2, 3))))
+    for norm, by_hand in ((model[1], first), (model[5], second)):
+        mean, var = (torch.stack(values).mean(0) for values in zip(*by_hand))
+        assert torch.allclose(norm.running_mean, mean, atol=1e-5) and torch.allclose(norm.running_var, var, atol=1e-5)
+
+
+@pytest.mark.parametrize("pack", [lambda x: x, lambda x: (x, 1), lambda x: [x, 1, 2]])
+def test_recalibration_changes_the_statistics_alone(pack):
+    model = net_with_norms()
+    model.train()
+    model[1].eval(), model[3].eval()
+    model[1].momentum, model[5].momentum = 0.3, None
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before, shape = snapshot(model)
+    state = torch.get_rng_state()
+    csq.recalibrate(model, map(pack, [torch.randn(5, 1, 8, 8)]))
+    after, same_shape = snapshot(model)
+    changed = {key for key in after if not same_values(after[key], before[key])}
+    assert changed == {f"{i}.{key}" for i in "15" for key in ("running_mean", "running_var", "num_batches_tracked")}
+    assert shape == same_shape and (model[1].momentum, model[5].momentum) == (0.3, None)
+    assert (model[0].weight.grad == 1).all() and not torch.equal(state, torch.Generator().get_state())
+
+
+def test_recalibrating_on_no_batch_is_refused_and_changes_nothing():
+    model = net_with_norms()
+    before = snapshot(model)
+    for nothing in ([], iter(())):
+        with pytest.raises(ValueError, match="no batch.*at least one"):
+            csq.recalibrate(model, nothing)
+    assert unchanged(model, before)
+
+
+def test_a_batch_that_fails_restores_modes_and_momenta():
+    model = net_with_norms().train()
+    with pytest.raises(RuntimeError):
+        csq.recalibrate(model, [torch.randn(5, 2, 8, 8)])
+    assert all(m.training for m in model.modules()) and model[1].momentum == 0.1
+
+
+def test_without_batch_norm_recalibration_does_nothing():
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.BatchNorm1d(2, track_running_stats=False))
+    before = snapshot(model)
+    assert csq.recalibrate(model, []) is model and unchanged(model, before)
+
+
+# What fit does and returns
+
+
+def test_history_has_a_row_an_epoch_and_the_documented_columns(result):
+    history = result.history
+    layers = [f"bits/{name}" for name in ("0", "3", "6", "11")]
+    assert isinstance(history, pandas.DataFrame)
+    assert list(history) == ["phase", "epoch", "step", "loss", "soft", "hard", "beta", "bits", *layers]
+    assert history["phase"].tolist() == ["search"] * 2 + ["finetune"] * 2 and history["epoch"].tolist() == [1, 2, 3, 4]
+    assert history["step"].tolist() == [4, 8, 4, 8]
+    assert history[["soft", "hard"]].map(lambda a: 0 <= a <= 1).all(axis=None) and (history["loss"] > 0).all()
+    sizes = [36, 36, 12, 60]
+    assert history["bits"].tolist() == pytest.approx([
+        sum(n * row[name] for n, name in zip(sizes, layers)) / sum(sizes) for row in history.to_dict("records")
+    ])  # fmt: skip
+
+
+def test_temperature_rises_every_step_and_twice_over(result):
+    expected = [csq.temperature(step / 8) for step in (3, 7, 3, 7)]  # of the last step in each epoch
+    assert result.history["beta"].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_budget_is_kept_from_the_freeze_on(result):
+    frozen = result.history[result.history["phase"] == "finetune"]
+    assert (frozen["bits"] <= 3.0).all() and frozen["bits"].nunique() == 1
+    assert result.report.total.paper_bits == pytest.approx(frozen["bits"].iloc[0])
+
+
+def test_the_result_is_a_hardened_recalibrated_plain_model(result):
+    model = result.model
+    assert [type(m) for m in model.modules()] == [type(m) for m in conv_net().modules()] and not model.training
+    assert csq.integers(model) and str(csq.report(model)) == str(result.report)
+    data = few_digits()
+    with torch.no_grad():
+        assert result.accuracy == pytest.approx(float(csq.accuracy(model(data.test[0]), data.test[1])), abs=1e-7)
+        assert result.history["hard"].iloc[-1] == pytest.approx(
+            float(csq.accuracy(model(data.valid[0]), data.valid[1])), abs=1e-7
+        )
+    twin = copy.deepcopy(model)
+    csq.recalibrate(twin, [data.train[0]])
+    assert all(
+        torch.allclose(a, b, atol=1e-6) for a, b in zip(twin.buffers(), model.buffers()) if a.is_floating_point()
+    )
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
+    model, data = mlp(), few_digits()  # with dropout
+    torch.manual_seed(1)
+    first = csq.fit(model, data, SHORT, progress=False)
+    torch.manual_seed(2)  # whatever was drawn before
+    again = csq.fit(model, data, SHORT, progress=False)
+    other = csq.fit(model, data, SHORT.replace(seed=1), progress=False)
+    assert same_state(again.model, first.model) and again.history.equals(first.history)
+    assert again.accuracy == first.accuracy and str(again.report) == str(first.report)
+    assert not same_state(other.model, first.model) and not other.history.equals(first.history)
+
+
+def test_the_given_model_and_data_stay_as_they_are():
+    model, data = mlp(), few_digits()
+    before, inputs = snapshot(model), data.train[0].clone()
+    short_fit(model, data=data)
+    assert unchanged(model, before) and torch.equal(data.train[0], inputs)
+
+
+def test_the_test_split_is_looked_at_once_at_the_end():
+    model, seen, judged = conv_net(), [], []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+
+    def metric(outputs, targets):
+        judged.append(len(targets))
+        return csq.accuracy(outputs, targets)
+
+    short_fit(model, metric=metric)
+    assert seen.count(50) == judged.count(50) == 1 and seen[-1] == judged[-1] == 50  # only the test split has 50
+    assert judged.count(40) == 2 * 4  # soft and hard, each epoch
+
+
+def test_the_last_epoch_is_reported_even_if_an_earlier_was_better():
+    scores = iter([0.9, 0.9, 0.8, 0.8, 0.5, 0.5, 0.3, 0.2, 0.1])
+    result = short_fit(metric=lambda outputs, targets: next(scores))
+    assert result.accuracy == 0.1 and result.history["hard"].tolist() == [0.9, 0.8, 0.5, 0.2]
+    data = few_digits()
+    ended = short_fit()
+    assert same_state(result.model, ended.model)  # the metric steers nothing
+    assert ended.accuracy == pytest.approx(float(csq.accuracy(ended.model(data.test[0]), data.test[1])), abs=1e-7)
+
+
+def test_without_a_target_the_model_stays_float():
+    result = short_fit(recipe=SHORT.replace(target=None))
+    assert result.report is None and result.recipe.target is None
+    assert list(result.history) == ["phase", "epoch", "step", "loss", "soft", "hard"] and len(result.history) == 4
+    assert result.history["hard"].equals(result.history["soft"]) and set(result.history["phase"]) == {"float"}
+    with pytest.raises(ValueError, match="no quantized layer"):
+        csq.integers(result.model)
+
+
+def test_without_a_search_every_layer_keeps_the_same_planes():
+    result = short_fit(recipe=SHORT.replace(target=2.0, search_epochs=0, finetune_epochs=1))
+    assert [row.paper_bits for row in result.report.rows] == [2] * 4
+    assert result.history["phase"].tolist() == ["finetune"]
+
+
+def test_without_a_finetune_the_budget_is_kept_too():
+    result = short_fit(recipe=SHORT.replace(target=2.5, finetune_epochs=0))
+    assert result.report.total.paper_bits <= 2.5 and result.history["phase"].tolist() == ["search"] * 2
+
+
+def test_any_loss_and_metric_and_shape_of_target():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 6, generator=generator)
+    y = x @ torch.randn(6, 2, generator=generator)
+    data = csq.data.Data("plane", (x[:400], y[:400]), (x[400:500], y[400:500]), (x[500:], y[500:]))
+
+    def explained(outputs, targets):
+        return 1 - (outputs - targets).square().mean() / targets.square().mean()
+
+    recipe = csq.Recipe(target=6.0, search_epochs=20, finetune_epochs=20, batch_size=50)
+    result = csq.fit(nn.Linear(6, 2), data, recipe, loss=F.mse_loss, metric=explained, progress=False)
+    assert result.accuracy > 0.95 and result.report.total.paper_bits <= 6.0
+
+
+def test_progress_can_be_turned_off_and_is_on_otherwise(capfd):
+    recipe = SHORT.replace(search_epochs=1, finetune_epochs=1)
+    short_fit(recipe=recipe)
+    assert capfd.readouterr() == ("", "")
+    csq.fit(conv_net(), few_digits(), recipe)
+    out, err = capfd.readouterr()
+    assert out == "" and "finetune" in err and "hard=" in err
+
+
+@pytest.mark.parametrize("recipe, message", [
+    ({"target": 0.5}, "0.5 cannot be reached.*between 1 and 8"), ({"target": 9}, "9 cannot be reached"),
+    ({"target": 3.5, "planes": 3}, "between 1 and 3"), ({"skip": ("nothing",)}, "'nothing' matches no layer"),
+    ({"floor": 9}, "floor.*9"),
+])  # fmt: skip
+def test_fit_refuses_before_it_makes_a_folder(recipe, message, tmp_path):
+    model = conv_net()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        short_fit(model, SHORT.replace(**recipe), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists() and unchanged(model, before)
+
+
+def test_fit_refuses_converted_models_and_unknown_devices(tmp_path):
+    with pytest.raises(ValueError, match="converted already"):
+        short_fit(converted(), run_dir=tmp_path / "run")
+    with pytest.raises((ValueError, RuntimeError), match="abacus"):
+        short_fit(device="abacus", run_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match="tensorboard=True needs a run_dir"):
+        short_fit(tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_accuracy_is_the_share_of_right_rows():
+    outputs = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    assert csq.accuracy(outputs, torch.tensor([1, 0, 0, 0])) == 0.75
+
+
+# Networks without batch norm
+
+
+class Rows(nn.Module):
+    """A transformer that reads a digit as eight rows of eight pixels. Layer norm only."""
+
+    def __init__(self, width=32):
+        super().__init__()
+        self.embed, self.position = nn.Linear(8, width), nn.Parameter(0.1 * torch.randn(8, width))
+        block = nn.TransformerEncoderLayer(
+            width, 4, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x):
+        tokens = self.encoder(self.embed(x.squeeze(1)) + self.position)
+        return self.head(self.norm(tokens).mean(1))
+
+
+def plain_mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10))
+
+
+@pytest.mark.parametrize("build, target", [(Rows, 4.0), (plain_mlp, 3.0)])
+def test_a_trained_network_without_batch_norm_finetunes_to_within_three_points(build, target):
+    torch.manual_seed(0)
+    data = csq.data.digits()
+    recipe = csq.Recipe(target=None, search_epochs=8, finetune_epochs=0, batch_size=64, lr=0.1)
+    trained = csq.fit(build(), data, recipe, progress=False)
+    assert trained.accuracy > 0.9
+
+    started = copy.deepcopy(trained.model)
+    csq.convert(started)
+    x, y = data.valid
+    with torch.no_grad():
+        exact = started(x)
+        csq.set_temperature(started, 1.0)
+        assert torch.allclose(started(x), exact, atol=1e-3)  # the search starts where the float network stood,
+        assert (exact - trained.model(x)).abs().max() < 0.2  # to 8 planes
+
+    recipe = csq.Recipe(target=target, search_epochs=4, finetune_epochs=4, batch_size=64, lr=0.05)
+    result = csq.fit(trained.model, data, recipe, progress=False)
+    assert result.history["soft"].min() > trained.history["soft"].iloc[-1] - 0.05  # and is thrown off at no time
+    assert result.accuracy >= trained.accuracy - 0.03
+    assert result.report.total.paper_bits <= target
+
+
+# The user's own loop, as the README shows it
+
+LOOP = """
+csq.convert(model, planes=8)
+budget = csq.Budget(model, target=2.0)
+for phase, steps in (("search", 3000), ("finetune", 1500)):
+    if phase == "finetune":
+        budget.freeze()
+    optimizer = torch.optim.SGD(csq.parameter_groups(model, lr=0.1, weight_decay=5e-4), momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step, (x, y) in zip(range(steps), forever(train)):
+        csq.set_temperature(model, csq.temperature(step / steps))
+        loss = F.cross_entropy(model(x), y) + budget.penalty()
+        optimizer.zero_grad(); loss.backward(); optimizer.step(); schedule.step()
+exact = csq.recalibrate(csq.harden(model), train)
+print(csq.report(exact))
+"""
+
+
+def forever(batches):
+    while True:
+        yield from batches
+
+
+def test_the_user_s_own_loop_runs_as_it_stands(capsys):
+    data = few_digits(512, 40, 300)
+    train = list(csq.data.batches(data.train, 64))
+    names = {"csq": csq, "torch": torch, "F": F, "model": csq.models.digits_cnn(), "train": train, "forever": forever}
+    exec(LOOP.replace("3000", "250").replace("1500", "150"), names)  # fewer steps, else to the letter
+    exact = names["exact"].eval()
+    assert csq.report(exact).total.paper_bits <= 2.0 and str(csq.report(exact)) in capsys.readouterr().out
+    assert csq.accuracy(exact(data.test[0]), data.test[1]) > 0.75
+
+
+def test_the_readme_shows_this_loop():
+    readme = Path(__file__).parent.parent.joinpath("README.md").read_text("utf8")
+    [block] = [b for b in re.findall("```python\n(.*?)```", readme, re.DOTALL) if "Budget(" in b]
+    lines = [re.sub(r" +#.*", "", line) for line in block.splitlines()]
+    assert [line for line in lines if line and "import" not in line][: LOOP.count("\n") - 1] == LOOP.split("\n")[1:-1]
+
+
+def test_training_moves_bits_masks_and_scales():
+    model = shake(converted(mlp()))  # no batch norm, which would leave most scales without a gradient
+    budget = csq.Budget(model, 2.0)
+    csq.set_temperature(model, 1.0)
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    optimizer = torch.optim.SGD(csq.parameter_groups(model, 0.1), momentum=0.9)
+    (F.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8)) + budget.penalty()).backward()
+    optimizer.step()
+    assert not [k for k, v in model.named_parameters() if torch.equal(before[k], v)]
