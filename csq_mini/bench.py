@@ -10,6 +10,7 @@ Each writes book/results/bench_<name>.json with seeds, hardware and versions.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import platform
 import statistics
@@ -162,6 +163,37 @@ def _summary(rows: list[dict[str, Any]], kind: str, target: float | None) -> dic
             "max_bits": most}  # fmt: skip
 
 
+def table(folder: Path) -> str:
+    """The figures of both result files as the Markdown table that the README shows."""
+    step, cross = (json.loads((folder / f"bench_{name}.json").read_text()) for name in ("steps", "digits"))
+    lines = ["| digits, 5 folds x 3 seeds | bits a weight, at most | accuracy | spread over seeds |", "|---|---|---|---|"]
+    for row in cross["summary"]:
+        bits = "32" if row["max_bits"] is None else f"{row['max_bits']:.3f}"
+        name = row["kind"] if row["target"] is None else f"{row['kind']}, target {row['target']:g}"
+        lines.append(f"| {name} | {bits} | {row['accuracy']:.2%} | {row['std_over_seeds']:.2%} |")
+    low, high = step["ratio_quartiles"]
+    lines += [
+        "",
+        f"| ResNet-20, batch {step['batch']} | measured | bound or aim |",
+        "|---|---|---|",
+        f"| CSQ training step / float step, median of {step['pairs']} pairs (quartiles) "
+        f"| {step['ratio_median']:.3f} ({low:.3f} to {high:.3f}) | at most 1.08, aim 1.03 |",
+        f"| parameters, gradients, momentum, bytes a weight | {step['state_bytes_per_weight']:.1f} "
+        f"| {step['bound_bytes_per_weight']} |",
+        f"| saved for backward beyond parameters, bytes | {step['saved_beyond_parameters_bytes']} | 0 |",
+        f"| one digits run, {cross['where']['threads']} threads, seconds | {cross['one_run_s']:.1f} | at most 25 |",
+        "",
+        *(
+            f"{title}: seeds {', '.join(map(str, seeds))}, csq-mini {w['csq_mini']}, torch {w['torch']}, {w['cpu']}, "
+            f"{w['threads']} threads."
+            for title, seeds, w in (
+                ("First table", cross["seeds"], cross["where"]), ("Second table", [step["seed"]], step["where"])
+            )
+        ),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run the named benchmarks, or all, and write their JSON."""
     known = {"steps": steps, "digits": digits}
@@ -173,6 +205,8 @@ def main() -> None:
     for name in args.names or known:
         print(f"== {name}")
         write_json(args.out / f"bench_{name}.json", {"where": where(), **known[name]()})
+    if all((args.out / f"bench_{name}.json").exists() for name in known):
+        print(f"\nFor README.md, between its marks:\n\n{table(args.out)}")
 
 
 if __name__ == "__main__":

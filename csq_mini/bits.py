@@ -14,6 +14,11 @@ from torch import Tensor
 MAX_PLANES = 8
 
 
+def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, those of half precision as float32."""
+    return tuple(t.float() if t.itemsize < 4 else t for t in tensors)
+
+
 def check_planes(planes: int) -> int:
     """``planes`` itself, or a ValueError if it is not an integer from 1 to 8."""
     if isinstance(planes, bool) or not isinstance(planes, int) or not 1 <= planes <= MAX_PLANES:
@@ -106,7 +111,7 @@ def float_to_planes(weight: Tensor, planes: int) -> tuple[Tensor, Tensor, Tensor
         planes: N, 1 to 8.
 
     Returns:
-        scale (0-dim), P and N (bool, ``[planes, numel]``), such that
+        scale (0-dim, float32 at least), P and N (bool, ``[planes, numel]``), such that
         weight = scale / (2^N - 1) * sum_b 2^b (P_b - N_b) within half a step.
 
     Raises:
@@ -121,6 +126,7 @@ def float_to_planes(weight: Tensor, planes: int) -> tuple[Tensor, Tensor, Tensor
             f"{bad} of {weight.numel()} weights are NaN or infinite: "
             "repair the checkpoint or train with a smaller learning rate"
         )
+    (weight,) = at_least_float32(weight)
     scale = quantization_scale(weight)
     codes = round_to_grid(weight, scale / (2**planes - 1), 0, planes)
     return scale, *integer_to_planes(codes, planes)

@@ -45,9 +45,13 @@ class Budget:
         self.layers = csq_layers(model)
         self.weights = {name: math.prod(layer.shape) for name, layer in self.layers.items()}
         self.total = sum(self.weights.values())
+        if len({layer.planes for layer in self.layers.values()}) > 1:
+            raise ValueError("the layers have different numbers of planes: convert the whole model in one call")
         self.floor = _floors(self.layers, floor)
         self.target = self._check_target(target)
         self.strength = _check_strength(strength)
+        if self.frozen and self.bits() > self.target:
+            raise ValueError(f"the model is frozen at {self.bits():g} bits a weight, above the target {target!r}")
 
     def bits(self) -> float:
         """B, the present hard precision in paper bits a weight (waits for the device)."""
@@ -71,6 +75,10 @@ class Budget:
         layers = list(self.layers.values())
         if self.frozen:
             return layers[0].q.new_zeros(())
+        with torch.autocast(layers[0].q.device.type, enabled=False):
+            return self._penalty(layers)
+
+    def _penalty(self, layers: list[CSQLayer]) -> Tensor:
         q = torch.stack([layer.q.detach() for layer in layers])  # [layers, planes]
         share = q.new_tensor([n / max(self.total, 1) for n in self.weights.values()])
         floor = q.new_tensor(list(self.floor.values()))
@@ -95,10 +103,13 @@ class Budget:
             Planes kept by layer name.
 
         Raises:
-            ValueError: if the masks are frozen already.
+            ValueError: if the masks are frozen already, or a layer has diverged to NaN or infinity.
         """
         if any(layer.frozen for layer in self.layers.values()):
             raise ValueError("the masks are frozen already; convert a fresh model to search again")
+        for name, layer in self.layers.items():
+            if not (layer.weight.isfinite().all() and layer.q.isfinite().all()):
+                raise ValueError(f"layer {name} has diverged (NaN or infinity): lower its learning rate")
         counts = self._counts()
         for name, layer in self.layers.items():
             layer.freeze(counts[name])
@@ -110,7 +121,7 @@ class Budget:
         room = self._capacity() - sum(self.weights[name] * k for name, k in counts.items())
         order = []
         for index, (name, layer) in enumerate(self.layers.items()):
-            logits = layer.q.detach().double().cpu().nan_to_num(nan=-math.inf).tolist()
+            logits = layer.q.detach().double().cpu().tolist()
             ranked = sorted(((-q, -b) for b, q in enumerate(logits)))
             order += [(*key, index, name) for key in ranked[counts[name] :]]  # the floor has the best
         for *_, name in sorted(order):
@@ -126,11 +137,7 @@ class Budget:
     def _check_target(self, target: float) -> float:
         low = sum(self.weights[name] * k for name, k in self.floor.items())
         high = sum(self.weights[name] * layer.planes for name, layer in self.layers.items())
-        try:
-            value = float(target)
-        except (TypeError, ValueError):
-            value = math.nan
-        self.target = value
+        self.target = value = float(target) if type(target) in (int, float) else math.nan
         if not math.isfinite(value) or not low <= self._capacity() or value > high / max(self.total, 1):
             total = max(self.total, 1)
             raise ValueError(
@@ -141,7 +148,7 @@ class Budget:
 
 
 def _floors(layers: Mapping[str, CSQLayer], floor: int | Mapping[str, int]) -> dict[str, int]:
-    patterns = {"*": floor} if isinstance(floor, int) else dict(floor)
+    patterns = dict(floor) if isinstance(floor, Mapping) else {"*": floor}
     for pattern, k in patterns.items():
         hits = fnmatch.filter(layers, pattern)
         if not hits:

@@ -20,12 +20,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from .conversion import unwrap
+
 if TYPE_CHECKING:
     from .data import Data
     from .recipes import Recipe
     from .reports import Report
 
 FORMAT = 1
+STATE = {"phase", "step", "rows", "loss_sum", "model", "optimizer", "rng"}  # what a checkpoint holds beside the run
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -82,7 +85,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path, model: str, data: Data, recipe: Recipe, tensorboard: bool = False):
         self.path = Path(path)
-        run = {
+        make_writer = _event_writer() if tensorboard else None
+        self.run: dict[str, Any] = {
             "format": FORMAT,
             "recipe": {**recipe.to_dict(), "skip": list(recipe.skip)},
             "model": model,
@@ -91,12 +95,12 @@ class RunFolder:
         self._make()
         file = self.path / "run.json"
         if file.exists():
-            self._compare(_read_json(file), run)
+            self._compare(_read_json(file))
         elif any(not p.name.endswith(".partial") for p in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and not a run: give an empty or new folder as run_dir")
         else:
-            write_json(file, run)
-        self.events = _event_writer(self.path) if tensorboard else None
+            write_json(file, self.run)
+        self.events = make_writer(str(self.path)) if make_writer else None
         self.written = 0  # history rows already written as events
 
     def load(self) -> dict[str, Any] | None:
@@ -110,18 +114,18 @@ class RunFolder:
             return None
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-            version = state["format"]
+            there, missing = state["run"], STATE - set(state)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise ValueError(
-                f"{file} is damaged ({type(error).__name__}): delete it to start this run again, or restore it"
-            ) from error
-        if version != FORMAT:
-            raise ValueError(f"{file} has format {version}, this csq_mini reads {FORMAT}: use another run_dir")
+            raise ValueError(_damaged(file, type(error).__name__)) from error
+        if missing:
+            raise ValueError(_damaged(file, f"no {', '.join(sorted(missing))}"))
+        self._compare(there)
+        self.written = len(state["rows"])
         return state
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint by this state."""
-        write_whole(self.path / "checkpoint.pt", lambda file: torch.save({"format": FORMAT, **state}, file))
+        write_whole(self.path / "checkpoint.pt", lambda file: torch.save({"run": self.run, **state}, file))
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Replace the history by these rows; new ones go to TensorBoard too."""
@@ -150,10 +154,12 @@ class RunFolder:
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write to {self.path}: give another run_dir")
 
-    def _compare(self, there: dict[str, Any], asked: dict[str, Any]) -> None:
+    def _compare(self, there: dict[str, Any]) -> None:
         if there.get("format") != FORMAT:
-            raise ValueError(f"{self.path} holds a run of format {there.get('format')}, this csq_mini reads {FORMAT}")
-        flat_there, flat_asked = ({**d, **d["recipe"]} for d in (there, asked))
+            version = there.get("format")
+            raise ValueError(f"{self.path} holds a run of format {version}, this reads {FORMAT}: give another run_dir")
+        flat_there: dict[str, Any] = {**there, **there["recipe"]}
+        flat_asked: dict[str, Any] = {**self.run, **self.run["recipe"]}
         wrong = [
             f"{key} is {flat_there.get(key)!r} there and {value!r} here"
             for key, value in flat_asked.items()
@@ -168,18 +174,28 @@ def _read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
         return {**content, "recipe": dict(content["recipe"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): give another run_dir, or delete this one") from None
+        raise ValueError(_damaged(file, str(error))) from None
+
+
+def _damaged(file: Path, why: str) -> str:
+    return f"{file} is damaged ({why}): delete it to start this run again, or give another run_dir"
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Class and digest of names, shapes and dtypes: enough to refuse another architecture."""
-    shapes = [(key, tuple(t.shape), str(t.dtype)) for key, t in sorted(model.state_dict().items())]
-    return f"{type(model).__name__} {hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]}"
+    """Class, architecture and initial weights of a model in one line, to tell whether a run is the same.
+
+    A run that is to be resumed must begin from the same weights: seed their initialisation.
+    """
+    shapes, values = hashlib.sha256(), hashlib.sha256()
+    for key, t in sorted(unwrap(model).state_dict().items()):
+        shapes.update(f"{key} {tuple(t.shape)} {t.dtype}".encode())
+        values.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"{type(model).__name__} {shapes.hexdigest()[:12]}, weights {values.hexdigest()[:12]}"
 
 
-def _event_writer(path: Path) -> Any:
+def _event_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("tensorboard=True needs the tensorboard package: pip install tensorboard") from error
-    return SummaryWriter(str(path))
+    return SummaryWriter

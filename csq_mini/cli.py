@@ -31,8 +31,10 @@ def train(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     torch.manual_seed(recipe.seed)
     result = fit(build(), load(), recipe, run_dir=args.run_dir, device=args.device, progress=not args.quiet)
-    print(result.report)
-    print(f"accuracy on the test split: {result.accuracy:.4f} (last epoch, hardened, seed {recipe.seed})")
+    if result.report:
+        print(result.report)
+    kind = "hardened" if result.report else "float weights"
+    print(f"accuracy on the test split: {result.accuracy:.4f} (last epoch, {kind}, seed {recipe.seed})")
     if args.run_dir:
         print(f"the run is in {args.run_dir}")
     return 0
@@ -114,8 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return args.call(args)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"csq-mini: {error}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        print(f"csq-mini: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

@@ -12,14 +12,15 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .bits import check_planes, float_to_planes
+from .bits import at_least_float32, check_planes, float_to_planes, place_values
 from .gates import LOGIT, check_temperature
-from .layers import UNDECIDED, CSQLayer, PlaneSum, Scheme, at_least_float32, csq_class
+from .layers import OWN_NAMES, UNDECIDED, CSQLayer, Scheme, csq_class
 
 CONVERTIBLE = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -130,9 +131,9 @@ def _refuse_tied(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
     for path, module in model.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                owners.setdefault(id(parameter), []).append(f"{path}.{key}".lstrip("."))
+                owners.setdefault(_address(parameter), []).append(f"{path}.{key}".lstrip("."))
     for module in chosen.values():
-        tied = owners[id(module.weight)]
+        tied = owners[_address(module.weight)]
         if len(tied) > 1:
             raise ValueError(
                 f"{' and '.join(tied)} are one tied parameter, which planes would pull apart: give one of them its "
@@ -140,10 +141,22 @@ def _refuse_tied(model: nn.Module, chosen: dict[str, nn.Module]) -> None:
             )
 
 
+def _address(parameter: Any) -> int:
+    """Equal for two parameters that are one, or views of one; unique where there is no memory yet."""
+    placed = not (nn.parameter.is_lazy(parameter) or parameter.is_meta) and parameter.numel()
+    return parameter.data_ptr() if placed else -id(parameter)
+
+
 def _check_layer(name: str, module: nn.Module) -> None:
     weight = _own_weight(module)
     if weight is None or nn.parameter.is_lazy(weight) or weight.is_meta:
         raise ValueError(f"{name}.weight has no values yet: run one batch through the model, or load it, first")
+    taken = [key for key in OWN_NAMES if hasattr(module, key) and not isinstance(getattr(module, key), Scheme)]
+    if taken:
+        raise ValueError(
+            f"{name} ({type(module).__name__}) has an attribute {taken[0]!r}, a name that the converted layer needs: "
+            f"rename it in your class, or pass skip=({name!r},)"
+        )
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
         raise ValueError(
             f"{name} uses max_norm or sparse gradients, which write into a weight that is computed here: "
@@ -167,6 +180,8 @@ def _convert_layer(module: Any, planes: int) -> None:
     module._parameters = {"p": parameter(*size), "n": parameter(*size), "q": parameter(planes),
                           "scale": parameter(), **others}  # fmt: skip
     module.register_buffer("beta", weight.new_full((), math.inf))
+    module.register_buffer("gain", weight.new_ones(()), persistent=False)
+    module.register_buffer("place", place_values(planes, weight), persistent=False)
     module.register_buffer("mask", torch.full((planes,), UNDECIDED, dtype=torch.int8, device=weight.device))
     module.shape, module.hard, module.frozen = weight.shape, True, False
     module.__dict__.pop("csq", None)  # of an earlier hardening
@@ -185,7 +200,7 @@ def set_temperature(model: nn.Module, beta: float) -> None:
     """
     beta = check_temperature(beta)
     for layer in csq_layers(model).values():
-        layer._set_beta(beta)
+        layer.set_beta(beta)
 
 
 def harden(model: nn.Module) -> nn.Module:
@@ -213,17 +228,17 @@ def harden(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _harden_layer(layer: CSQLayer, copied: Any) -> None:
-    scheme = layer.scheme()
-    weight = PlaneSum.apply(layer.p, layer.n, layer.q, layer.scale, math.inf, layer.mask if layer.frozen else None)
-    weight = nn.Parameter(weight.view(layer.shape).to(layer.scale.dtype), requires_grad=layer.p.requires_grad)
+    weight = nn.Parameter(layer.hard_weight(), requires_grad=layer.p.requires_grad)
     others = {k: v for k, v in copied._parameters.items() if k not in ("p", "n", "q", "scale")}
     copied._parameters = {"weight": weight, **others}
-    for key in ("beta", "mask"):
+    for key in ("beta", "gain", "place", "mask"):
         del copied._buffers[key]
+    copied._non_persistent_buffers_set -= {"gain", "place"}
     for key in ("shape", "hard", "frozen"):
         del copied.__dict__[key]
     copied.__class__ = layer.float_class
-    copied.csq = scheme
+    scheme, codes = layer.scheme(), _integers("", layer, layer.scheme()).codes
+    copied.csq = scheme if torch.equal(_codes_of(weight, scheme), codes) else replace(scheme, codes=codes)
 
 
 def schemes(model: nn.Module) -> dict[str, tuple[Any, Scheme]]:
@@ -264,8 +279,12 @@ def _integers(name: str, layer: Any, scheme: Scheme) -> Integers:
         codes = layer.codes().view(layer.shape) >> min(scheme.kept, default=0)
         return Integers(codes.to(torch.int16), scheme.step, scheme.kept, layer.shape)
     weight = layer.weight.detach()
-    codes = (weight.double() / scheme.step).nan_to_num().round() if scheme.step else torch.zeros_like(weight)
+    codes = _codes_of(weight, scheme) if scheme.codes is None else scheme.codes.to(weight.device)
     (exact,) = at_least_float32(weight)
     if not torch.equal((codes.to(exact.dtype) * scheme.step).to(weight.dtype), weight):
         raise ValueError(f"{name}.weight is no longer step * integer: it was changed after hardening")
-    return Integers(codes.to(torch.int16), scheme.step, scheme.kept, weight.shape)
+    return Integers(codes, scheme.step, scheme.kept, weight.shape)
+
+
+def _codes_of(weight: Tensor, scheme: Scheme) -> Tensor:
+    return (weight.double() / scheme.step).nan_to_num().round().to(torch.int16)

@@ -73,14 +73,17 @@ def temperature(t: float, start: float = 1.0, end: float = 200.0) -> float:
 
 
 def check_temperature(beta: float) -> float:
-    """``beta`` as a float, or a ValueError if it is not a number above zero."""
+    """``beta`` as a float, or a ValueError if it is neither in 1e-6..1e6 nor ``math.inf``.
+
+    Outside this range float32 can hold neither the temperature's products nor what makes up for it.
+    """
     try:
         value = float(beta)
     except (TypeError, ValueError):
         value = math.nan
-    if not value > 0:  # also false for nan
+    if not (1e-6 <= value <= 1e6 or value == math.inf):  # also false for nan
         raise ValueError(
-            f"a temperature must be a number above 0, got {beta!r}: "
+            f"a temperature must be a number above 0 (from 1e-6 to 1e6), got {beta!r}: "
             "use 1.0 for the softest usual gate and math.inf for the hard one"
         )
     return value

@@ -16,14 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bits import float_to_planes, integer_to_planes, place_values, planes_to_integer, round_to_grid
+from .bits import at_least_float32, float_to_planes, integer_to_planes, planes_to_integer, round_to_grid
 from .gates import LOGIT, gate, gate_slope
 
 UNDECIDED, DROPPED, LEARNED, FILLED = -1, 0, 1, 2
 """What a layer's ``mask`` buffer says of a plane: the search still decides, or the frozen verdict."""
 
+OWN_NAMES = ("p", "n", "q", "scale", "beta", "gain", "place", "mask", "shape", "hard", "frozen", "planes", "open",
+             "codes", "scheme", "hard_weight", "set_bits", "set_beta", "freeze", "load_float", "float_class",
+             "csq")  # fmt: skip
+"""Attributes that a converted layer has beside those of its class, whose own may not be called so."""
 
-def gain(beta: float | Tensor, frozen: bool) -> float | Tensor:
+
+def gain(beta: float, frozen: bool) -> float:
     """What the step is multiplied by so that a new layer's weight is the same at every temperature.
 
     Every logit starts at +-0.5, so at a finite temperature an open bit counts only
@@ -32,10 +37,8 @@ def gain(beta: float | Tensor, frozen: bool) -> float | Tensor:
     and *is* 1 at ``math.inf``. Original continuous sparsification (arXiv 1912.04427) divides by its
     gate's initial value for the same reason. A frozen layer's mask is constant and needs no gain.
     """
-    if isinstance(beta, float):
-        return float(gain(torch.tensor(beta, dtype=torch.float64), frozen)) if beta < math.inf else 1.0
-    open_bit = torch.tanh(beta * (LOGIT / 2))
-    return 1 / open_bit if frozen else 1 / (open_bit * gate(torch.full_like(beta, LOGIT), beta))
+    open_bit = math.tanh(beta * LOGIT / 2)
+    return 1 / open_bit if frozen else (1 + math.exp(-beta * LOGIT)) / open_bit
 
 
 class PlaneSum(torch.autograd.Function):
@@ -49,48 +52,40 @@ class PlaneSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, beta: float | Tensor, mask: Tensor | None) -> Tensor:
-        p, n, q, scale = at_least_float32(p, n, q, scale)
+    def forward(
+        p: Tensor, n: Tensor, q: Tensor, scale: Tensor, place: Tensor, beta: Tensor | float, gain: Tensor | float,
+        mask: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        p, n, q, scale, place = at_least_float32(p, n, q, scale, place)
         with torch.autocast(p.device.type, enabled=False):
-            worth = place_values(len(p), p) * _mask(q, beta, mask)  # [planes]
+            m = gate(q, beta) if mask is None else (mask > DROPPED).to(q.dtype)  # [planes]
             difference = gate(p, beta).sub_(gate(n, beta))  # [planes, numel]
-            return _step(scale, len(p), beta, mask) * (worth @ difference)
+            return (scale / (2 ** len(p) - 1) * gain) * ((place * m) @ difference)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.beta = inputs[4] if isinstance(inputs[4], float) else None
-        ctx.save_for_backward(*(t for t in inputs if isinstance(t, Tensor) or t is None))
+        ctx.hard = isinstance(inputs[5], float)  # else beta and gain are tensors, saved with the rest
+        ctx.save_for_backward(*(None if isinstance(t, float) else t for t in inputs))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        p, n, q, scale, *rest = ctx.saved_tensors
-        beta, mask = (ctx.beta, rest[0]) if ctx.beta is not None else rest
+        p, n, q, scale, place, beta, gain, mask = ctx.saved_tensors
+        beta, slope, gain = (math.inf, 0.0, 1.0) if ctx.hard else (beta, beta, gain)
         dtypes = [t.dtype for t in (p, n, q, scale)]
-        p, n, q, scale = at_least_float32(p, n, q, scale)
+        p, n, q, scale, place = at_least_float32(p, n, q, scale, place)
         with torch.autocast(p.device.type, enabled=False):
-            place, m, f, g = place_values(len(p), p), _mask(q, beta, mask), gate(p, beta), gate(n, beta)
-            step = _step(scale, len(p), beta, mask)
+            m = gate(q, beta) if mask is None else (mask > DROPPED).to(q.dtype)
+            f, g = gate(p, beta), gate(n, beta)
+            unit = gain / (2 ** len(p) - 1)
             inner = f @ grad - g @ grad  # [planes]: the gradient along each plane
-            column = (step * place * m * (0.0 if isinstance(beta, float) and math.isinf(beta) else beta)).view(-1, 1)
-            # The slope is beta f (1 - f). Large tensors change in place: new ones cost more than the sums.
+            column = (scale * unit * slope * place * m).view(-1, 1)
+            # The gate's slope is beta f (1 - f). Large tensors change in place: new ones cost more than the sums.
             grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column)
             grad_n = g.addcmul_(g, g, value=-1).mul_(grad).mul_(-column)
-            grad_q = step * place * inner * gate_slope(m, beta) if mask is None else torch.zeros_like(q)
-            grad_scale = _step(torch.ones_like(scale), len(p), beta, mask) * (place * m @ inner)
+            grad_q = scale * unit * place * inner * gate_slope(m, beta) if mask is None else torch.zeros_like(q)
+            grad_scale = unit * (place * m @ inner)
         grads = (t.to(d) for t, d in zip((grad_p, grad_n, grad_q, grad_scale), dtypes))
-        return *grads, None, None
-
-
-def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
-
-
-def _mask(q: Tensor, beta: float | Tensor, mask: Tensor | None) -> Tensor:
-    return gate(q, beta) if mask is None else (mask > DROPPED).to(q.dtype)
-
-
-def _step(scale: Tensor, planes: int, beta: float | Tensor, mask: Tensor | None) -> Tensor:
-    return scale / (2**planes - 1) * gain(beta, frozen=mask is not None)
+        return *grads, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,8 @@ class Scheme:
     available: int  # N, the planes there were to choose from
     kept: tuple[int, ...]
     filled: tuple[int, ...]  # those kept that the search had closed
-    step: float
+    step: float  # above zero
+    codes: Tensor | None = None  # only where a half-precision weight cannot tell its integers apart
 
 
 class CSQLayer(nn.Module):
@@ -110,7 +106,8 @@ class CSQLayer(nn.Module):
         p, n: bit logits, ``[planes, numel]``.
         q: mask logits, ``[planes]``.
         scale: 0-dim; the weight that all planes together hold.
-        beta: buffer, 0-dim; the temperature.
+        beta, gain: buffers, 0-dim; the temperature, and what makes up for it (:func:`gain`).
+        place: buffer, ``[planes]``; the constants 2^b.
         mask: buffer, int8 ``[planes]``; -1 in the search, then 0 dropped, 1 learned, 2 filled.
         hard, frozen: what ``beta`` and ``mask`` say, as bool, so that a forward pass need not ask
             the device.
@@ -121,6 +118,8 @@ class CSQLayer(nn.Module):
     q: nn.Parameter
     scale: nn.Parameter
     beta: Tensor
+    gain: Tensor
+    place: Tensor
     mask: Tensor
     shape: torch.Size
     hard: bool
@@ -130,9 +129,16 @@ class CSQLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The layer's weight at the present temperature, computed anew at each access."""
-        beta = math.inf if self.hard else self.beta
-        flat = PlaneSum.apply(self.p, self.n, self.q, self.scale, beta, self.mask if self.frozen else None)
+        return self._weight_at(*((math.inf, 1.0) if self.hard else (self.beta, self.gain)))
+
+    def _weight_at(self, beta: Tensor | float, gain: Tensor | float) -> Tensor:
+        mask = self.mask if self.frozen else None
+        flat = PlaneSum.apply(self.p, self.n, self.q, self.scale, self.place, beta, gain, mask)
         return flat.view(self.shape).to(self.scale.dtype)
+
+    def hard_weight(self) -> Tensor:
+        """The weight with every gate hard, whatever the temperature."""
+        return self._weight_at(math.inf, 1.0)
 
     @property
     def planes(self) -> int:
@@ -148,7 +154,8 @@ class CSQLayer(nn.Module):
     def codes(self) -> Tensor:
         """The weight's integers in units of plane 0, all gates hard: int64 ``[numel]``."""
         kept = self.open.view(-1, 1)
-        return planes_to_integer((self.p > 0) & kept, (self.n > 0) & kept)
+        codes = planes_to_integer((self.p > 0) & kept, (self.n > 0) & kept)
+        return -codes if self.scale < 0 else codes  # so that the step is above zero
 
     @torch.no_grad()
     def scheme(self) -> Scheme:
@@ -156,7 +163,7 @@ class CSQLayer(nn.Module):
         kept = tuple(self.open.nonzero().flatten().tolist())
         filled = tuple((self.mask == FILLED).nonzero().flatten().tolist())
         (scale,) = at_least_float32(self.scale)
-        step0 = float(scale / (2**self.planes - 1))
+        step0 = float((scale / (2**self.planes - 1)).abs())
         return Scheme(self.planes, kept, filled, step0 * 2 ** min(kept, default=0))
 
     @torch.no_grad()
@@ -182,7 +189,7 @@ class CSQLayer(nn.Module):
         kept = torch.zeros_like(self.mask, dtype=torch.bool)
         kept[high - count : high] = True
         self.mask.copy_(torch.where(kept, torch.where(self.q > 0, LEARNED, FILLED), DROPPED))
-        self.frozen = True
+        self._read_state()
         self.set_bits(round_to_grid(weight, step, high - count, high))
 
     @torch.no_grad()
@@ -197,14 +204,20 @@ class CSQLayer(nn.Module):
             kept = self.open.nonzero().flatten()
             low, high = int(kept[0]), int(kept[-1]) + 1
             scale = scale * (2**self.planes - 1) / (2**high - 2**low)
-        step = at_least_float32(scale)[0] / (2**self.planes - 1)
-        self.set_bits(round_to_grid(weight, step, low, high))
+        self.set_bits(round_to_grid(weight, scale / (2**self.planes - 1), low, high))
         self.scale.copy_(scale)
         self.q.fill_(LOGIT)
 
-    def _set_beta(self, beta: float) -> None:
+    def set_beta(self, beta: float) -> None:
+        """Set the temperature, above zero; ``math.inf`` makes every gate hard."""
         self.beta.fill_(beta)
         self.hard = math.isinf(beta)
+        self.gain.fill_(gain(beta, self.frozen))
+
+    def _read_state(self) -> None:
+        """Renew what follows from ``mask`` and ``beta``, after they have changed."""
+        self.frozen = bool((self.mask != UNDECIDED).all())
+        self.set_beta(float(self.beta))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         *_, errors = args
@@ -212,8 +225,7 @@ class CSQLayer(nn.Module):
         if weight is not None and prefix + "p" not in state_dict:
             self._planes_for(state_dict, prefix, weight, errors)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.hard = bool(torch.isinf(self.beta))
-        self.frozen = bool((self.mask != UNDECIDED).all())
+        self._read_state()
 
     def _planes_for(self, state_dict: dict[str, Any], prefix: str, weight: Tensor, errors: list[str]) -> None:
         """Put planes in place of the float weight that a state_dict holds."""

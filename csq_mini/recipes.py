@@ -71,8 +71,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_planes(self.planes)
-        if isinstance(self.skip, str):
-            raise ValueError(f"skip must be a tuple of patterns, got the string {self.skip!r}: write ({self.skip!r},)")
+        if not isinstance(self.skip, (tuple, list)) or not all(isinstance(p, str) for p in self.skip):
+            raise ValueError(f"skip must be a tuple of patterns, such as ('fc',), got {self.skip!r}")
         object.__setattr__(self, "skip", tuple(self.skip))  # a list, as JSON gives it, is welcome
         for name in ("seed", "search_epochs", "finetune_epochs", "floor"):
             _check_number(name, getattr(self, name), 0, whole=True)
@@ -83,6 +83,9 @@ class Recipe:
         for name in ("target", "logit_lr"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), 0)
+        for name, limit in (("seed", 2**63), ("momentum", 1)):
+            if getattr(self, name) >= limit:
+                raise ValueError(f"{name} must be below {limit}, got {getattr(self, name)!r}")
         if not self.search_epochs + self.finetune_epochs:
             raise ValueError("search_epochs and finetune_epochs are both 0: there is nothing to train")
         for name in ("beta_start", "beta_end"):

@@ -257,8 +257,9 @@ class _Run:
             self.budget.freeze()
         optimizer = self._optimizer()
         if saved:
-            optimizer.load_state_dict(saved["optimizer"])
             set_rng_state(saved["rng"])
+            if self.step:  # at the start of a phase the optimizer is new, and the saved one of the phase before
+                optimizer.load_state_dict(saved["optimizer"])
         bar.set_description(name)
         while self.step < steps:
             self._train_step(optimizer, steps)
@@ -296,6 +297,11 @@ class _Run:
         self.step += 1
 
     def _end_epoch(self, phase: str, bar: Any) -> None:
+        if not torch.isfinite(self.loss_sum):
+            raise ValueError(
+                f"the loss became {float(self.loss_sum)} in epoch {len(self.rows) + 1}: check that the inputs are "
+                f"finite, or lower lr ({self.recipe.lr}) or logit_lr ({self.recipe.logit_lr})"
+            )
         soft = self._judge(self.model, self.data.valid)
         hard = self._judge(self._hard(), self.data.valid) if self.budget else soft
         row = {"phase": phase, "epoch": len(self.rows) + 1, "step": self.step,

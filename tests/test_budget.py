@@ -195,16 +195,12 @@ def test_the_penalty_is_the_same_under_autocast():
         assert torch.equal(budget.penalty(), expected)
 
 
-def test_layers_converted_to_different_planes_share_a_budget():
+def test_layers_converted_to_different_planes_are_refused():
     model = nn.Sequential(nn.Linear(10, 4), nn.Linear(10, 6))
     csq.convert(model[0], 3)
     csq.convert(model[1], 8)
-    csq.set_temperature(model, 1.0)
-    budget = csq.Budget(model, 2.0)
-    assert budget.bits() == (40 * 3 + 60 * 8) / 100
-    budget.penalty().backward()
-    budget.freeze()
-    assert budget.bits() <= 2.0
+    with pytest.raises(ValueError, match="different numbers of planes.*one call"):
+        csq.Budget(model, 2.0)
 
 
 # The freeze itself
@@ -265,7 +261,9 @@ def test_freezing_twice_is_refused_and_the_masks_stay():
     budget.freeze()
     assert budget.frozen
     before = snapshot(model)
-    for again in (budget, csq.Budget(model, 2.0)):
+    with pytest.raises(ValueError, match="frozen at .*above the target 2.0"):
+        csq.Budget(model, 2.0)
+    for again in (budget, csq.Budget(model, 3.0)):
         with pytest.raises(ValueError, match="frozen already.*fresh"):
             again.freeze()
     assert unchanged(model, before)

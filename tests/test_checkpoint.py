@@ -244,7 +244,7 @@ def test_a_truncated_checkpoint_is_refused_with_a_way_out(part, half):
     file = half / "checkpoint.pt"
     whole = file.read_bytes()
     file.write_bytes(whole[: int(part * len(whole))])
-    refuse(half, "checkpoint.pt is damaged.*delete it to start this run again, or restore it")
+    refuse(half, "checkpoint.pt is damaged.*delete it to start this run again, or give another run_dir")
     file.unlink()
     assert run(half).history["epoch"].tolist() == [1, 2, 3, 4]
 
@@ -257,8 +257,9 @@ def test_a_checkpoint_with_something_else_in_it_is_refused(content, half):
 
 def test_a_checkpoint_of_another_version_is_refused(half):
     file = half / "checkpoint.pt"
-    torch.save({**torch.load(file), "format": 99}, file)
-    refuse(half, "checkpoint.pt has format 99.*reads 1.*another run_dir")
+    content = torch.load(file)
+    torch.save({**content, "run": {**content["run"], "format": 99}}, file)
+    refuse(half, "holds a run of format 99.*reads 1.*another run_dir")
 
 
 @pytest.mark.parametrize("other", ["model", "recipe", "weights"])
