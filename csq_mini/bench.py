@@ -166,7 +166,10 @@ def _summary(rows: list[dict[str, Any]], kind: str, target: float | None) -> dic
 def table(folder: Path) -> str:
     """The figures of both result files as the Markdown table that the README shows."""
     step, cross = (json.loads((folder / f"bench_{name}.json").read_text()) for name in ("steps", "digits"))
-    lines = ["| digits, 5 folds x 3 seeds | bits a weight, at most | accuracy | spread over seeds |", "|---|---|---|---|"]
+    lines = [
+        "| digits, 5 folds x 3 seeds | bits a weight, at most | accuracy | spread over seeds |",
+        "|---|---|---|---|",
+    ]
     for row in cross["summary"]:
         bits = "32" if row["max_bits"] is None else f"{row['max_bits']:.3f}"
         name = row["kind"] if row["target"] is None else f"{row['kind']}, target {row['target']:g}"

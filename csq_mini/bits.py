@@ -8,6 +8,8 @@ Source: CSQ (arXiv 2212.02770), bit-level decomposition; sign planes from BSQ (a
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -20,10 +22,10 @@ def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def check_planes(planes: int) -> int:
-    """``planes`` itself, or a ValueError if it is not an integer from 1 to 8."""
-    if isinstance(planes, bool) or not isinstance(planes, int) or not 1 <= planes <= MAX_PLANES:
+    """``planes`` as an int, or a ValueError if it is not an integer from 1 to 8."""
+    if isinstance(planes, bool) or not isinstance(planes, Integral) or not 1 <= planes <= MAX_PLANES:
         raise ValueError(f"planes must be an integer from 1 to {MAX_PLANES}, got {planes!r}")
-    return planes
+    return int(planes)
 
 
 def place_values(planes: int, like: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import fnmatch
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +138,8 @@ class Budget:
     def _check_target(self, target: float) -> float:
         low = sum(self.weights[name] * k for name, k in self.floor.items())
         high = sum(self.weights[name] * layer.planes for name, layer in self.layers.items())
-        self.target = value = float(target) if type(target) in (int, float) else math.nan
+        number = isinstance(target, Real) and not isinstance(target, bool)
+        self.target = value = float(target) if number else math.nan
         if not math.isfinite(value) or not low <= self._capacity() or value > high / max(self.total, 1):
             total = max(self.total, 1)
             raise ValueError(
@@ -161,6 +163,6 @@ def _floors(layers: Mapping[str, CSQLayer], floor: int | Mapping[str, int]) -> d
 
 
 def _check_strength(strength: float) -> float:
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength < math.inf:
         raise ValueError(f"strength must be a number of at least 0, got {strength!r} (0 only measures)")
     return float(strength)

@@ -80,7 +80,7 @@ def convert(model: nn.Module, planes: int = 8, skip: str | Iterable[str] = ()) -
 
     Source: CSQ (arXiv 2212.02770), bit-level decomposition and relaxation.
     """
-    check_planes(planes)
+    planes = check_planes(planes)
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ValueError("convert the model before wrapping it in DataParallel or DDP")
     model = unwrap(model)

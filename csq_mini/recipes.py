@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from .bits import check_planes
@@ -70,19 +71,19 @@ class Recipe:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        check_planes(self.planes)
+        object.__setattr__(self, "planes", check_planes(self.planes))
         if not isinstance(self.skip, (tuple, list)) or not all(isinstance(p, str) for p in self.skip):
             raise ValueError(f"skip must be a tuple of patterns, such as ('fc',), got {self.skip!r}")
         object.__setattr__(self, "skip", tuple(self.skip))  # a list, as JSON gives it, is welcome
         for name in ("seed", "search_epochs", "finetune_epochs", "floor"):
-            _check_number(name, getattr(self, name), 0, whole=True)
+            self._check_number(name, 0, Integral)
         for name in ("batch_size", "recalibration_batches", "checkpoint_steps"):
-            _check_number(name, getattr(self, name), 1, whole=True)
+            self._check_number(name, 1, Integral)
         for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "strength"):
-            _check_number(name, getattr(self, name), 0)
+            self._check_number(name, 0, Real)
         for name in ("target", "logit_lr"):
             if getattr(self, name) is not None:
-                _check_number(name, getattr(self, name), 0)
+                self._check_number(name, 0, Real)
         for name, limit in (("seed", 2**63), ("momentum", 1)):
             if getattr(self, name) >= limit:
                 raise ValueError(f"{name} must be below {limit}, got {getattr(self, name)!r}")
@@ -92,6 +93,14 @@ class Recipe:
             if math.isinf(check_temperature(getattr(self, name))):
                 raise ValueError(f"{name} must be finite, got inf: the last step hardens the model anyway")
 
+    def _check_number(self, name: str, low: int, kind: Any) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value < math.inf:
+            words = "a whole number" if kind is Integral else "a finite number"
+            raise ValueError(f"{name} must be {words} of at least {low}, got {value!r}")
+        if not isinstance(value, (int, float)) or type(value).__module__ == "numpy":  # NumPy's, which JSON cannot hold
+            object.__setattr__(self, name, int(value) if kind is Integral else float(value))
+
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed, checked like any other."""
         return Recipe(**{**self.to_dict(), **changes})
@@ -99,13 +108,6 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values that JSON can hold."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-
-def _check_number(name: str, value: Any, low: int, whole: bool = False) -> None:
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value < math.inf:
-        kind = "a whole number" if whole else "a finite number"
-        raise ValueError(f"{name} must be {kind} of at least {low}, got {value!r}")
 
 
 RECIPES: Mapping[str, Recipe] = {

@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,3 +84,9 @@ def test_main_writes_json_for_the_named_benchmarks(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench", "nothing"])
     with pytest.raises(SystemExit):
         bench.main()
+
+
+def test_the_readme_shows_what_the_results_files_say():
+    root = Path(__file__).parents[1]
+    shown = (root / "README.md").read_text().partition("<!-- bench: begin -->")[2].partition("<!-- bench: end -->")[0]
+    assert shown.strip() == bench.table(root / "book" / "results")

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 import csq_mini as csq
@@ -63,3 +64,9 @@ def test_targets_are_numbers_or_none(target):
 
 def test_every_field_is_explained():
     assert all(field.name in Recipe.__doc__ for field in dataclasses.fields(Recipe))
+
+
+def test_numbers_of_numpy_are_numbers():
+    recipe = Recipe(seed=np.int64(3), target=np.float32(2.5), lr=np.float64(0.1), planes=np.int32(4))
+    assert json.loads(json.dumps(recipe.to_dict())) == {**recipe.to_dict(), "skip": []}
+    assert (recipe.seed, recipe.target, recipe.lr, recipe.planes) == (3, 2.5, 0.1, 4)
