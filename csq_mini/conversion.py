@@ -183,7 +183,7 @@ def _convert_layer(module: Any, planes: int) -> None:
     module.register_buffer("gain", weight.new_ones(()), persistent=False)
     module.register_buffer("place", place_values(planes, weight), persistent=False)
     module.register_buffer("mask", torch.full((planes,), UNDECIDED, dtype=torch.int8, device=weight.device))
-    module.shape, module.hard, module.frozen = weight.shape, True, False
+    module.shape, module.hard, module.frozen, module.rows = weight.shape, True, False, None
     module.__dict__.pop("csq", None)  # of an earlier hardening
     module.__class__ = csq_class(type(module))
     module.load_float(weight)
@@ -234,7 +234,7 @@ def _harden_layer(layer: CSQLayer, copied: Any) -> None:
     for key in ("beta", "gain", "place", "mask"):
         del copied._buffers[key]
     copied._non_persistent_buffers_set -= {"gain", "place"}
-    for key in ("shape", "hard", "frozen"):
+    for key in ("shape", "hard", "frozen", "rows"):
         del copied.__dict__[key]
     copied.__class__ = layer.float_class
     scheme, codes = layer.scheme(), _integers("", layer, layer.scheme()).codes

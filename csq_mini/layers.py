@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from .bits import at_least_float32, float_to_planes, integer_to_planes, planes_to_integer, round_to_grid
-from .gates import LOGIT, gate, gate_slope
+from .gates import LOGIT, gate
 
 UNDECIDED, DROPPED, LEARNED, FILLED = -1, 0, 1, 2
 """What a layer's ``mask`` buffer says of a plane: the search still decides, or the frozen verdict."""
 
-OWN_NAMES = ("p", "n", "q", "scale", "beta", "gain", "place", "mask", "shape", "hard", "frozen", "planes", "open",
-             "codes", "scheme", "hard_weight", "set_bits", "set_beta", "freeze", "load_float", "float_class",
-             "csq")  # fmt: skip
+OWN_NAMES = ("p", "n", "q", "scale", "beta", "gain", "place", "mask", "shape", "hard", "frozen", "rows", "planes",
+             "open", "codes", "scheme", "hard_weight", "set_bits", "set_beta", "freeze", "load_float",
+             "float_class", "csq")  # fmt: skip
 """Attributes that a converted layer has beside those of its class, whose own may not be called so."""
 
 
@@ -45,47 +46,72 @@ class PlaneSum(torch.autograd.Function):
     """The relaxed weight of one layer, in one pass that stores nothing but its own inputs.
 
     weight = step0 * gain * sum_b 2^b [f(p_b) - f(n_b)] m_b, with step0 = scale / (2^N - 1) and m_b
-    = f(q_b), or the frozen mask. The sum comes first and in float32 at least: with hard gates it is
-    an integer, and one multiplication makes it a weight. The backward pass computes the gates
-    again, because keeping them would cost 64 bytes a weight.
+    = f(q_b), or the frozen mask, for which only the ``rows`` from the lowest to the highest kept
+    plane are looked at (None: all of them). The sum comes first and in float32 at least: with hard
+    gates it is an integer, and one multiplication makes it a weight. The backward pass computes the
+    gates again, because keeping them would cost 64 bytes a weight.
     Source: CSQ (arXiv 2212.02770), the bi-level relaxed weight.
     """
 
     @staticmethod
     def forward(
         p: Tensor, n: Tensor, q: Tensor, scale: Tensor, place: Tensor, beta: Tensor | float, gain: Tensor | float,
-        mask: Tensor | None,
+        mask: Tensor | None, rows: slice | None,
     ) -> Tensor:  # fmt: skip
+        steps = 2 ** len(p) - 1
+        p, n, q, place, mask = _cut(rows, p, n, q, place, mask)
         p, n, q, scale, place = at_least_float32(p, n, q, scale, place)
-        with torch.autocast(p.device.type, enabled=False):
-            m = gate(q, beta) if mask is None else (mask > DROPPED).to(q.dtype)  # [planes]
-            difference = gate(p, beta).sub_(gate(n, beta))  # [planes, numel]
-            return (scale / (2 ** len(p) - 1) * gain) * ((place * m) @ difference)
+        with no_autocast(p):
+            m = gate(q, beta) if mask is None else (mask > DROPPED).to(q.dtype)  # [rows]
+            difference = gate(p, beta).sub_(gate(n, beta))  # [rows, numel]
+            return (scale / steps * gain) * torch.mv(difference.t(), place * m)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.rows = inputs[8]
         ctx.hard = isinstance(inputs[5], float)  # else beta and gain are tensors, saved with the rest
-        ctx.save_for_backward(*(None if isinstance(t, float) else t for t in inputs))
+        ctx.save_for_backward(*(None if isinstance(t, float) else t for t in inputs[:8]))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        p, n, q, scale, place, beta, gain, mask = ctx.saved_tensors
+        full_p, full_n, full_q, full_scale, place, beta, gain, mask = ctx.saved_tensors
+        rows, steps = ctx.rows, 2 ** len(full_p) - 1
         beta, slope, gain = (math.inf, 0.0, 1.0) if ctx.hard else (beta, beta, gain)
-        dtypes = [t.dtype for t in (p, n, q, scale)]
-        p, n, q, scale, place = at_least_float32(p, n, q, scale, place)
-        with torch.autocast(p.device.type, enabled=False):
+        p, n, q, place, mask = _cut(rows, full_p, full_n, full_q, place, mask)
+        p, n, q, scale, place = at_least_float32(p, n, q, full_scale, place)
+        with no_autocast(p):
             m = gate(q, beta) if mask is None else (mask > DROPPED).to(q.dtype)
             f, g = gate(p, beta), gate(n, beta)
-            unit = gain / (2 ** len(p) - 1)
-            inner = f @ grad - g @ grad  # [planes]: the gradient along each plane
-            column = (scale * unit * slope * place * m).view(-1, 1)
-            # The gate's slope is beta f (1 - f). Large tensors change in place: new ones cost more than the sums.
-            grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column)
-            grad_n = g.addcmul_(g, g, value=-1).mul_(grad).mul_(-column)
-            grad_q = scale * unit * place * inner * gate_slope(m, beta) if mask is None else torch.zeros_like(q)
-            grad_scale = unit * (place * m @ inner)
-        grads = (t.to(d) for t, d in zip((grad_p, grad_n, grad_q, grad_scale), dtypes))
-        return *grads, None, None, None, None
+            worth, unit = place * m, gain / steps
+            inner = torch.mv(f, grad) - torch.mv(g, grad)  # [rows]: the gradient along each plane
+            column = (scale * unit * slope) * worth  # times f (1 - f) it is the slope of the weight by p
+            grad_q = column * inner * (1 - m)
+            grad_scale = unit * (worth @ inner)
+            # Large tensors change in place: new ones cost more than the sums.
+            grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column.view(-1, 1))
+            grad_n = g.addcmul_(g, g, value=-1).mul_(grad).mul_(-column.view(-1, 1))
+        grads = (_at_rows(t, rows, full) for t, full in zip((grad_p, grad_n, grad_q), (full_p, full_n, full_q)))
+        return *grads, grad_scale.to(full_scale.dtype), None, None, None, None, None
+
+
+def no_autocast(t: Tensor) -> AbstractContextManager[Any]:
+    """Keeps float32 arithmetic float32 where the caller has autocast on; free where it is off."""
+    kind = t.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _cut(rows: slice | None, *tensors: Any) -> tuple[Any, ...]:
+    """The rows of each tensor (None stays None), or the tensors as they are where all rows count."""
+    return tensors if rows is None else tuple(None if t is None else t[rows] for t in tensors)
+
+
+def _at_rows(part: Tensor, rows: slice | None, full: Tensor) -> Tensor:
+    """``part`` in its rows of a tensor like ``full``, zero elsewhere."""
+    if rows is None:
+        return part.to(full.dtype)
+    whole = torch.zeros_like(full)
+    whole[rows] = part
+    return whole
 
 
 @dataclass(frozen=True)
@@ -109,8 +135,8 @@ class CSQLayer(nn.Module):
         beta, gain: buffers, 0-dim; the temperature, and what makes up for it (:func:`gain`).
         place: buffer, ``[planes]``; the constants 2^b.
         mask: buffer, int8 ``[planes]``; -1 in the search, then 0 dropped, 1 learned, 2 filled.
-        hard, frozen: what ``beta`` and ``mask`` say, as bool, so that a forward pass need not ask
-            the device.
+        hard, frozen, rows: what ``beta`` and ``mask`` say, as two bools and, once frozen, the slice
+            from the lowest to the highest kept plane: a forward pass need not ask the device.
     """
 
     p: nn.Parameter
@@ -124,6 +150,7 @@ class CSQLayer(nn.Module):
     shape: torch.Size
     hard: bool
     frozen: bool
+    rows: slice | None
     float_class: type[nn.Module]
 
     @property
@@ -133,7 +160,7 @@ class CSQLayer(nn.Module):
 
     def _weight_at(self, beta: Tensor | float, gain: Tensor | float) -> Tensor:
         mask = self.mask if self.frozen else None
-        flat = PlaneSum.apply(self.p, self.n, self.q, self.scale, self.place, beta, gain, mask)
+        flat = PlaneSum.apply(self.p, self.n, self.q, self.scale, self.place, beta, gain, mask, self.rows)
         return flat.view(self.shape).to(self.scale.dtype)
 
     def hard_weight(self) -> Tensor:
@@ -200,9 +227,8 @@ class CSQLayer(nn.Module):
         """
         scale, positive, negative = float_to_planes(weight, self.planes)
         low, high = 0, self.planes
-        if self.frozen and self.open.any():
-            kept = self.open.nonzero().flatten()
-            low, high = int(kept[0]), int(kept[-1]) + 1
+        if self.rows is not None and self.rows.stop > self.rows.start:
+            low, high = self.rows.start, self.rows.stop
             scale = scale * (2**self.planes - 1) / (2**high - 2**low)
         self.set_bits(round_to_grid(weight, scale / (2**self.planes - 1), low, high))
         self.scale.copy_(scale)
@@ -217,6 +243,8 @@ class CSQLayer(nn.Module):
     def _read_state(self) -> None:
         """Renew what follows from ``mask`` and ``beta``, after they have changed."""
         self.frozen = bool((self.mask != UNDECIDED).all())
+        kept = self.open.nonzero().flatten().tolist() if self.frozen else []
+        self.rows = slice(min(kept, default=0), max(kept, default=-1) + 1) if self.frozen else None
         self.set_beta(float(self.beta))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

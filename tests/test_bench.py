@@ -36,20 +36,23 @@ def test_state_of_a_resnet20_step_meets_its_bound():
 
 
 def test_a_benchmark_step_trains():
-    for csq_step in (False, True):
-        step = bench.TrainingStep(csq_step, batch=2)
+    for phase in ("float", "search", "finetune"):
+        step = bench.TrainingStep(phase, batch=2)
         before = {k: v.clone() for k, v in step.model.named_parameters()}
         step()
         assert any(not torch.equal(before[k], v) for k, v in step.model.named_parameters())
-        assert bool(step.budget) == csq_step and step.count == 1
+        assert bool(step.budget) == (phase != "float") and step.count == 1
+        assert not step.budget or step.budget.frozen == (phase == "finetune")
 
 
 def test_ratio_is_the_median_of_interleaved_pairs(monkeypatch):
     real = bench.TrainingStep
-    monkeypatch.setattr(bench, "TrainingStep", lambda csq, batch=2: real(csq, 2))
+    monkeypatch.setattr(bench, "TrainingStep", lambda phase, batch=2: real(phase, 2))
     figures = bench.steps(pairs=3)
-    assert figures["pairs"] == 3 and figures["ratio_median"] > 0 and figures["float_step_s"] > 0
-    assert figures["ratio_quartiles"][0] <= figures["ratio_median"] <= figures["ratio_quartiles"][1]
+    assert figures["pairs"] == 3 and figures["float_step_s"] > 0
+    for phase in ("search", "finetune"):
+        low, high = figures[f"{phase}_ratio_quartiles"]
+        assert 0 < low <= figures[f"{phase}_ratio"] <= high
 
 
 def test_where_names_hardware_and_versions():

@@ -29,7 +29,9 @@ def naive_weight(p, n, q, scale, beta, mask=None):
 def fused_weight(p, n, q, scale, beta, mask=None):
     """The library's own sum, given what a layer gives it."""
     at = (math.inf, 1.0) if beta == math.inf else (p.new_tensor(beta), p.new_tensor(gain(beta, mask is not None)))
-    return PlaneSum.apply(p, n, q, scale, place_values(len(p), p), *at, mask)
+    kept = [] if mask is None else mask.nonzero().flatten().tolist()
+    rows = None if mask is None else slice(min(kept, default=0), max(kept, default=-1) + 1)
+    return PlaneSum.apply(p, n, q, scale, place_values(len(p), p), *at, mask, rows)
 
 
 def inputs(planes, count, seed, dtype=torch.float64, grad=False):
@@ -160,3 +162,17 @@ def test_set_bits_puts_integers_in(planes):
     layer.set_bits(codes)
     assert torch.equal(layer.codes(), codes.flatten())
     assert set(layer.p.abs().unique().tolist()) == {0.5}
+
+
+@pytest.mark.parametrize("marks", [[0, 0, 0, 1, 2, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0, 1], [0] * 8, [1] * 8])
+def test_rows_that_are_left_out_of_a_frozen_layer_would_have_added_nothing(marks):
+    tensors, mask = inputs(8, 50, 3, torch.float32, grad=True), torch.tensor(marks, dtype=torch.int8)
+    p, n, q, scale = tensors
+    at = (place_values(8, p), torch.tensor(3.0), torch.tensor(gain(3.0, frozen=True)), mask)
+    kept = mask.nonzero().flatten().tolist()
+    cut = PlaneSum.apply(*tensors, *at, slice(min(kept, default=0), max(kept, default=-1) + 1))
+    whole = PlaneSum.apply(*tensors, *at, None)
+    assert torch.allclose(cut, whole, rtol=1e-6, atol=1e-7)
+    upstream = torch.randn(50)
+    for a, b in zip(torch.autograd.grad(cut, tensors, upstream), torch.autograd.grad(whole, tensors, upstream)):
+        assert a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-7)
