@@ -16,9 +16,10 @@ from . import data, models, recipes
 from .budget import Budget
 from .conversion import Integers, convert, harden, integers, set_temperature
 from .gates import gate, temperature
+from .loop import accuracy, parameter_groups, recalibrate
 from .recipes import Recipe
 from .reports import Report, report
-from .training import Result, accuracy, fit, parameter_groups, recalibrate
+from .training import Result, fit
 
 __version__ = "0.1.0"
 

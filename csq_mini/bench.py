@@ -30,7 +30,8 @@ from .budget import Budget
 from .checkpoint import write_json
 from .conversion import convert, csq_layers, set_temperature
 from .gates import temperature
-from .training import fit, parameter_groups
+from .loop import parameter_groups
+from .training import fit
 
 SEEDS, FOLDS, TARGETS = (0, 1, 2), 5, (1.5, 2.0, 3.0, 4.0, 5.0)
 

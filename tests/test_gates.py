@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import csq_mini as csq
-from csq_mini.gates import gate, gate_slope
+from csq_mini.gates import gate
 
 LOGITS = torch.tensor([-3.0, -1e-30, -0.0, 0.0, 1e-30, 0.5, 4.0])
 
@@ -20,25 +20,22 @@ def test_hard_gate_is_open_above_zero_only():
 @pytest.mark.parametrize("beta", [0.1, 1.0, 17.5, 200.0])
 def test_soft_gate_is_the_sigmoid_of_temperature_times_logit(beta):
     expected = 1 / (1 + torch.exp(-beta * LOGITS.double()))
-    assert torch.allclose(gate(LOGITS.double(), beta), expected, rtol=1e-12, atol=0)
+    assert torch.allclose(gate(LOGITS.double(), beta), expected, rtol=1e-12, atol=1.01 * torch.finfo(torch.float64).eps)
     assert torch.equal(gate(LOGITS, beta), gate(LOGITS, torch.tensor(beta)))
-
-
-@pytest.mark.parametrize("beta", [0.5, 1.0, 30.0])
-def test_gate_slope_is_the_derivative(beta):
-    x = LOGITS.double().requires_grad_()
-    f = gate(x, beta)
-    (slope,) = torch.autograd.grad(f.sum(), x)
-    assert torch.allclose(gate_slope(f.detach(), beta), slope, rtol=1e-9, atol=1e-12)
-
-
-def test_hard_gate_has_no_slope():
-    assert torch.equal(gate_slope(gate(LOGITS, math.inf), math.inf), torch.zeros(7))
 
 
 def test_a_finite_temperature_approaches_the_hard_gate_away_from_zero():
     x = LOGITS[LOGITS.abs() > 0.1]
-    assert torch.allclose(gate(x, 200.0), gate(x, math.inf), atol=1e-30)
+    assert torch.allclose(gate(x, 200.0), gate(x, math.inf), rtol=0, atol=1.01 * torch.finfo(x.dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beta", [1.0, 60.0, 170.0, 1e6])
+def test_a_soft_gate_and_its_slope_are_never_denormal(beta, dtype):
+    x = torch.linspace(-3, 3, 1001, dtype=dtype).requires_grad_()
+    f = gate(x, beta)
+    smallest = torch.finfo(dtype).eps / 2
+    assert f.min() > smallest and (1 - f).max() > smallest and (f - f * f).min() > smallest
 
 
 def test_temperature_ends_are_exact_and_halfway_is_the_geometric_mean():

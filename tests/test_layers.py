@@ -86,7 +86,8 @@ def test_gradients_agree_with_plain_autograd(kind, beta):
     plain = torch.autograd.grad(naive_weight(*tensors, beta, mask), tensors, upstream, allow_unused=True)
     for name, a, b in zip("pnqs", ours, plain):
         b = torch.zeros_like(a) if b is None else b  # a frozen mask leaves q no gradient
-        assert torch.allclose(a, b, rtol=1e-9, atol=1e-14), name
+        near = beta * torch.finfo(torch.float64).eps  # a gate's slope never falls below that
+        assert torch.allclose(a, b, rtol=1e-9, atol=100 * near), name
 
 
 def test_hard_gates_pass_no_gradient_but_to_the_scale():
