@@ -203,16 +203,19 @@ class CSQLayer(nn.Module):
     def freeze(self, count: int) -> None:
         """Keep ``count`` contiguous planes for good and round the present weight onto them.
 
-        The planes run down from the highest one that the present weight reaches: leaving out a low
-        plane rounds, leaving out a high one would clip. Planes among them that the search had
-        closed are marked as filled. Rounding sets every bit, so a filled plane starts with what it
+        Of all runs of that many planes it takes the one with the least squared rounding error; of
+        equals the most significant. Planes in it that the search had closed are marked as filled.
+        Rounding sets every bit, so a filled plane starts with what it
         can add, and every bit logit starts its second annealing at +-0.5, as original continuous
         sparsification (arXiv 1912.04427) rewinds what has decided itself.
         """
         weight, (scale,) = self.weight, at_least_float32(self.scale)
         step = scale / (2**self.planes - 1)
-        reach = int(round_to_grid(weight, step, 0, self.planes).abs().amax()) if weight.numel() else 0
-        high = max(reach.bit_length() or self.planes, count)
+        errors = {}
+        for high in range(self.planes, count - 1, -1):
+            rounded = step * round_to_grid(weight, step, high - count, high)
+            errors[high] = float((rounded - weight).double().square().sum())
+        high = min(errors, key=lambda top: (errors[top], -top))
         kept = torch.zeros_like(self.mask, dtype=torch.bool)
         kept[high - count : high] = True
         self.mask.copy_(torch.where(kept, torch.where(self.q > 0, LEARNED, FILLED), DROPPED))

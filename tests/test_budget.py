@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import csq_mini as csq
+from csq_mini.bits import round_to_grid
 from csq_mini.layers import DROPPED, FILLED, LEARNED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -238,7 +239,7 @@ def test_filled_planes_are_told_from_learned_ones_and_start_rounded():
     assert "F filled" in str(csq.report(model))
 
 
-def test_the_kept_planes_run_down_from_the_highest_that_the_weight_reaches():
+def test_the_kept_planes_are_those_that_the_weight_uses():
     layer = converted(nn.Linear(4, 1, bias=False))
     layer.set_bits(torch.tensor([1, 20, -13, 6]))  # 20 needs five planes
     csq.Budget(layer, 3.0).freeze()
@@ -333,3 +334,16 @@ def test_floors_by_pattern_take_the_first_that_matches():
 def test_a_floor_pattern_that_matches_nothing_is_named():
     with pytest.raises(ValueError, match=r"'layer\.\*' matches no layer.*near names: "):
         csq.Budget(converted(), 2.0, floor={"layer.*": 2})
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_layer_keeps_the_run_of_planes_onto_which_its_weight_rounds_best(count):
+    model = shake(converted())
+    csq.set_temperature(model, 30.0)
+    for layer in layers_of(model).values():
+        weight, step = layer.weight.detach(), layer.scale.detach() / (2**layer.planes - 1)
+        runs = [(high - count, high) for high in range(count, layer.planes + 1)]
+        errors = [float((step * round_to_grid(weight, step, *run) - weight).double().square().sum()) for run in runs]
+        layer.freeze(count)
+        assert layer.open.sum() == count
+        assert float((layer.hard_weight().detach() - weight).double().square().sum()) <= min(errors) * (1 + 1e-6)
