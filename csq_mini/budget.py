@@ -36,8 +36,9 @@ class Budget:
 
     Raises:
         ValueError: if the target cannot be reached (the text names the range that can), the
-            strength is not a number of at least 0, a floor is not an integer in 0..N, or a pattern
-            matches no layer.
+            strength is not a number of at least 0, a floor is not an integer in 0..N, a pattern
+            matches no layer, layers differ in their number of planes, or the model is frozen above
+            the target.
 
     Source: CSQ (arXiv 2212.02770), budget-aware regularisation, weighted by layer size.
     """

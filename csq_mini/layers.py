@@ -205,9 +205,9 @@ class CSQLayer(nn.Module):
 
         Of all runs of that many planes it takes the one with the least squared rounding error; of
         equals the most significant. Planes in it that the search had closed are marked as filled.
-        Rounding sets every bit, so a filled plane starts with what it
-        can add, and every bit logit starts its second annealing at +-0.5, as original continuous
-        sparsification (arXiv 1912.04427) rewinds what has decided itself.
+        Rounding sets every bit, so a filled plane starts with what it can add, and every bit logit
+        starts its second annealing at +-0.5, as original continuous sparsification
+        (arXiv 1912.04427) rewinds what has decided itself.
         """
         weight, (scale,) = self.weight, at_least_float32(self.scale)
         step = scale / (2**self.planes - 1)
