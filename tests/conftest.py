@@ -72,6 +72,12 @@ def same_values(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
+def same_history(a, b):
+    """Whether two histories are equal in all but the time the epochs took."""
+    times = ["seconds", "images_per_second"]
+    return a.drop(columns=times).equals(b.drop(columns=times))
+
+
 def snapshot(model):
     """All that a refused change must leave as it was: values, classes, modes and attributes."""
     values = {k: v.clone() for k, v in model.state_dict().items()}
@@ -92,3 +98,12 @@ def processes():
         ["torch", "csq_mini", "sklearn.datasets", "sklearn.model_selection", "pandas", "tqdm.auto"]
     )
     return context
+
+
+@pytest.fixture
+def cifar10_root():
+    """The data root, if the real CIFAR-10 lies there; the test is skipped if not."""
+    root = csq.data.root().absolute()
+    if not (root / "cifar-10-batches-py").is_dir():
+        pytest.skip(f"no CIFAR-10 in {root}: run python data_scripts/cifar10.py, or set CSQ_DATA to where it is")
+    return root

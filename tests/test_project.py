@@ -53,6 +53,12 @@ def test_what_colab_ships_has_no_upper_bound():
         assert {s.operator for s in requirement.specifier} <= {">=", ">", "!="}, requirement
 
 
+def test_every_package_of_the_library_is_installed():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = [file.parent.relative_to(ROOT) for file in ROOT.glob("csq_mini/**/__init__.py")]
+    assert sorted(packages) == sorted(".".join(folder.parts) for folder in folders)
+
+
 def test_one_version_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     changelog = (ROOT / "CHANGELOG.md").read_text()

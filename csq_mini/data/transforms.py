@@ -1,0 +1,73 @@
+"""What happens to a batch of stored bytes on its way to the model: crop, flip, normalise.
+
+All of it runs on the batch's device, a batch at a time. Images are ``[batch, channels, height,
+width]`` uint8, in channels_last memory where that is faster; results are channels_last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """A random square crop of the zero-padded image, flipped horizontally with probability 1/2.
+
+    Bytes are padded with zeros before they are normalised, as torchvision's RandomCrop does with
+    images from a file.
+
+    Attributes:
+        size: height and width of the crop, in pixels.
+        pad: zeros added on each side, in pixels.
+
+    Source: He et al. (arXiv 1512.03385), section 4.2.
+    """
+
+    size: int
+    pad: int = 0
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Each image of the batch with a crop and flip of its own, drawn from a CPU generator."""
+        batch, channels = x.shape[:2]
+        height, width = (side + 2 * self.pad for side in x.shape[2:])
+        top, left = (torch.randint(side - self.size + 1, (batch, 1, 1), generator=generator).to(x.device)
+                     for side in (height, width))  # fmt: skip
+        flip = (torch.rand((batch, 1, 1), generator=generator) < 0.5).to(x.device)
+        image, step = torch.arange(batch, device=x.device)[:, None, None], torch.arange(self.size, device=x.device)
+        rows, columns = top + step[:, None], left + torch.where(flip, self.size - 1 - step, step)
+        pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, *[self.pad] * 4)).reshape(-1, channels)
+        # a gather of whole pixels, which lie together in channels_last: each is one short run of bytes
+        cropped = pixels.index_select(0, ((image * height + rows) * width + columns).flatten())
+        return cropped.view(batch, self.size, self.size, channels).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Bytes 0..255 become (byte / 255 - mean) / std by channel, float32, channels_last.
+
+    Attributes:
+        mean, std: one number a channel, of bytes divided by 255.
+        crop: take the centre square of this many pixels first; None takes the whole image.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: int | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The batch as the model sees it."""
+        if self.crop is not None:
+            top, left = (round((side - self.crop) / 2) for side in x.shape[2:])
+            x = x[:, :, top : top + self.crop, left : left + self.crop]
+        mean, std = _per_channel(self.mean, x.device), _per_channel(self.std, x.device)
+        return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=16)  # a copy to the device for each, not one a batch
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return 255 * torch.tensor(values, device=device).view(-1, 1, 1)
