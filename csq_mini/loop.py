@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .activations import PACT
 from .conversion import unwrap
 from .layers import CSQLayer
 
@@ -30,6 +31,7 @@ def parameter_groups(
     mask logits, |W|    ``q`` of the layers of that size      lr * mean size / size, at      0
                                                               most 10 lr
     scale, |W|          ``scale`` of the layers of that size  lr / sqrt(|W| (2^N - 1))       0
+    activation clips    ``alpha`` of :class:`PACT`            ``lr``                         ``weight_decay``
     norms and biases    float parameters up to 1 dimension    ``lr``                         0
     float weights       everything else                       ``lr``                         ``weight_decay``
     ==================  ====================================  =============================  ================
@@ -38,8 +40,9 @@ def parameter_groups(
     mask in proportion to its layer's size; with rates in inverse proportion every layer is asked the
     same question, what a weight of its planes is worth, at the same pace (with equal rates the large
     layers are closed before the small ones have moved). One change of a scale changes all weights of
-    its layer, hence its rate, the step-size rule of LSQ (arXiv 1902.08153). Call this after
-    :func:`convert`, and again after ``budget.freeze()``: the finetune starts with a new optimizer.
+    its layer, hence its rate, the step-size rule of LSQ (arXiv 1902.08153). Decay is what pulls the
+    clip of an activation down (PACT, arXiv 1805.06085). Call this after :func:`convert`, and again
+    after ``budget.freeze()``: the finetune starts with a new optimizer.
 
     Args:
         model: converted or float.
@@ -62,7 +65,7 @@ def parameter_groups(
                 continue
             seen.add(id(parameter))
             name, rate = _group_of(module, key, parameter, lr, logit_lr, mean)
-            decay = weight_decay if name == "float weights" else 0.0
+            decay = weight_decay if name in ("float weights", "activation clips") else 0.0
             group = groups.setdefault(name, {"params": [], "lr": rate, "weight_decay": decay, "name": name})
             group["params"].append(parameter)
     return sorted(groups.values(), key=lambda group: group["name"])
@@ -78,6 +81,8 @@ def _group_of(
         if key == "scale":
             return f"scale, |W| = {size}", lr / math.sqrt(size * (2**module.planes - 1))
         return "bit logits", logit_lr
+    if isinstance(module, PACT) and key == "alpha":
+        return "activation clips", lr
     return "norms and biases" if parameter.ndim <= 1 else "float weights", lr
 
 

@@ -1,6 +1,7 @@
-"""Networks of the book: a small CNN for handwritten digits, and ResNet-20 for CIFAR.
+"""Networks of the book: a small CNN for digits, ResNet-20 and VGG-19 for CIFAR, ResNets for ImageNet.
 
-Every convolution is followed by batch norm, which stays float. :func:`get` finds one by name.
+Every convolution is followed by batch norm, which stays float, and every activation is a module, so
+that :func:`csq_mini.quantize_activations` finds it. :func:`get` finds a network by name.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from .names import unknown
@@ -20,6 +20,13 @@ def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int
 
 def _block(conv: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(conv.out_channels), relu=nn.ReLU()))
+
+
+def _start(model: nn.Module) -> None:
+    """Draw the weights of every convolution as He et al. do (arXiv 1502.01852, section 2.2)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def digits_cnn(num_classes: int = 10) -> nn.Sequential:
@@ -63,10 +70,11 @@ class BasicBlock(nn.Module):
         if stride != 1 or inputs != outputs:
             shortcut = _conv(inputs, outputs, size=1, stride=stride)
             self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()  # two modules, for they may learn a clip each
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+        y = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
 class ResNetCIFAR(nn.Module):
@@ -77,14 +85,12 @@ class ResNetCIFAR(nn.Module):
 
     def __init__(self, blocks: int, num_classes: int):
         super().__init__()
-        self.conv1, self.bn1 = _conv(3, 16), nn.BatchNorm2d(16)
+        self.conv1, self.bn1, self.relu = _conv(3, 16), nn.BatchNorm2d(16), nn.ReLU()
         self.layer1 = self._stage(16, 16, blocks, stride=1)
         self.layer2 = self._stage(16, 32, blocks, stride=2)
         self.layer3 = self._stage(32, 64, blocks, stride=2)
         self.fc = nn.Linear(64, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _start(self)
 
     @staticmethod
     def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
@@ -92,7 +98,7 @@ class ResNetCIFAR(nn.Module):
         return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn1(self.conv1(x)))
         y = self.layer3(self.layer2(self.layer1(y)))
         return self.fc(y.mean((2, 3)))
 
@@ -112,7 +118,73 @@ def resnet20(num_classes: int = 10) -> ResNetCIFAR:
     return ResNetCIFAR(3, num_classes)
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"digits_cnn": digits_cnn, "resnet20": resnet20}
+def vgg19bn(num_classes: int = 10, width: int = 64) -> nn.Sequential:
+    """VGG-19 with batch norm for CIFAR: 20 024 000 weights in 17 layers.
+
+    Five stages of 2, 2, 4, 4 and 4 convolutions, 3x3 without bias, with a max pool between stages.
+    The last pool covers the whole map, and one linear layer takes the place of the original's three,
+    as is usual for CIFAR and as in the official code of CSQ.
+
+    Args:
+        num_classes: size of the output.
+        width: channels of the first stage; the others have 2, 4, 8 and 8 times as many.
+
+    Returns:
+        A module from images ``[batch, 3, height, width]`` (32 x 32 in CIFAR, at least 16 x 16) to
+        logits ``[batch, num_classes]``.
+
+    Source: Simonyan and Zisserman (arXiv 1409.1556), table 1, configuration E.
+    """
+    layers: dict[str, nn.Module] = {}
+    inputs = 3
+    for stage, (times, convs) in enumerate(((1, 2), (2, 2), (4, 4), (8, 4), (8, 4)), start=1):
+        for i in range(1, convs + 1):
+            layers[f"conv{stage}_{i}"] = _block(_conv(inputs, times * width))
+            inputs = times * width
+        layers[f"pool{stage}"] = nn.MaxPool2d(2) if stage < 5 else nn.AdaptiveMaxPool2d(1)
+    model = nn.Sequential(OrderedDict(layers, flatten=nn.Flatten(), fc=nn.Linear(inputs, num_classes)))
+    _start(model)
+    return model
+
+
+def resnet18(num_classes: int = 1000) -> nn.Module:
+    """torchvision's ResNet-18, not trained: 11 678 912 weights in 21 layers.
+
+    :func:`csq_mini.convert` quantizes it as it is, the first and last layers and the 1x1 convolutions
+    of its shortcuts included. It has been tested on small generated images, to train and to harden
+    exactly. Nothing here has been run on ImageNet, and no accuracy on it is claimed.
+
+    Args:
+        num_classes: size of the output.
+
+    Returns:
+        A module from images ``[batch, 3, height, width]`` (224 x 224 in ImageNet) to logits
+        ``[batch, num_classes]``. Its ``relu`` modules serve a whole block each, with one clip where
+        activations are quantized.
+
+    Source: He et al., Deep Residual Learning (arXiv 1512.03385), table 1.
+    """
+    import torchvision  # here, so that importing csq_mini needs torch and numpy alone
+
+    return torchvision.models.resnet18(weights=None, num_classes=num_classes)
+
+
+def resnet50(num_classes: int = 1000) -> nn.Module:
+    """torchvision's ResNet-50, not trained: 25 502 912 weights in 54 layers.
+
+    All that is said of :func:`resnet18` holds. With 8 planes the logits alone take 1.6 GB, and 5 GB
+    with their gradients and momentum.
+
+    Source: He et al. (arXiv 1512.03385), table 1, but with the stride in the 3x3 convolutions.
+    """
+    import torchvision
+
+    return torchvision.models.resnet50(weights=None, num_classes=num_classes)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "digits_cnn": digits_cnn, "resnet20": resnet20, "vgg19bn": vgg19bn, "resnet18": resnet18, "resnet50": resnet50,
+}  # fmt: skip
 
 
 def get(name: str) -> Callable[..., nn.Module]:

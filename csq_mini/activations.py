@@ -1,0 +1,179 @@
+"""Activations on few bits: a ReLU whose clip is learned and whose outputs are integers times a step.
+
+:func:`quantize_activations` puts a :class:`PACT` in place of every ReLU of a model, before or after
+its weights are converted. Source: PACT (arXiv 1805.06085). The official code of CSQ learns the clip
+at 3 bits and fewer, fixes it at 6 above, and takes each batch's maximum for the step; here it is
+PACT at every width, so that the step is a constant of the trained model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .bits import at_least_float32
+from .conversion import unwrap
+from .names import unknown
+
+MAX_BITS = 8
+LEAST_CLIP = 1e-3
+"""A clip below this counts as this much, so that the step between two levels never vanishes."""
+
+
+class Levels(torch.autograd.Function):
+    """y = step * round(clip(x, 0, alpha) / step), with step = alpha / levels, in float32 at least.
+
+    The integer comes first, then one multiplication, so that every output is an exact multiple of
+    the step. Rounding has no useful gradient: the backward pass goes straight through it, to x
+    where 0 < x < alpha and to alpha where x >= alpha.
+    Source: PACT (arXiv 1805.06085), eqs. 1 to 3.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, alpha: Tensor, levels: int) -> Tensor:
+        wide, clip = _in_float32(x, alpha)
+        step = clip / torch.full_like(clip, levels)  # by a plain number a GPU multiplies by its inverse, an ulp off
+        return (wide / step).clamp_(0, levels).round_().mul_(step).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, alpha = ctx.saved_tensors
+        wide, clip = _in_float32(x, alpha)
+        above = torch.where(wide >= clip, grad, 0.0)
+        to_x = torch.ops.aten.threshold_backward(grad, x, 0).sub_(above)  # that of ReLU, less what is above
+        return to_x, above.sum(dtype=clip.dtype).to(alpha.dtype), None
+
+
+def _in_float32(x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    wide, clip = at_least_float32(x, alpha)
+    return wide, clip.clamp(min=LEAST_CLIP)
+
+
+class PACT(nn.Module):
+    """A ReLU with a learned upper end ``alpha`` and at most 2^bits values: 0, step, ... alpha.
+
+    step = alpha / (2^bits - 1), computed in float32 (float64 in a float64 model) whatever the input's
+    type and autocast; the output has the input's type and shape. alpha moves with the gradients of
+    what it clips, and weight decay pulls it down, towards finer steps: PACT needs that decay (see
+    :func:`csq_mini.parameter_groups`). Should an optimizer's step take it to 0 or below, it counts
+    as ``LEAST_CLIP`` and still gets its gradient, so that it can come back.
+
+    Args:
+        bits: 1 to 8.
+        clip: where ``alpha`` starts, at least ``LEAST_CLIP``.
+
+    Attributes:
+        alpha: 0-dim parameter, in units of the activation.
+        bits: as given; not part of the state_dict.
+
+    Raises:
+        ValueError: for other bits, or a clip that is no such number.
+
+    Source: PACT (arXiv 1805.06085), eqs. 1 to 3.
+    """
+
+    alpha: nn.Parameter
+
+    def __init__(self, bits: int, clip: float = 6.0):
+        super().__init__()
+        self.bits = check_activation_bits(bits)
+        if isinstance(clip, bool) or not isinstance(clip, Real) or not LEAST_CLIP <= clip < math.inf:
+            raise ValueError(f"clip must be a finite number of at least {LEAST_CLIP}, got {clip!r}: 6.0 is usual")
+        self.alpha = nn.Parameter(torch.tensor(float(clip)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Levels.apply(x, self.alpha, 2**self.bits - 1)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+def check_activation_bits(bits: int) -> int:
+    """``bits`` as an int, or a ValueError if it is not an integer from 1 to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, Integral) or not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"activation bits must be an integer from 1 to {MAX_BITS}, got {bits!r}: None keeps floats")
+    return int(bits)
+
+
+def quantize_activations(model: nn.Module, bits: int, clip: float = 6.0, skip: str | Iterable[str] = ()) -> list[str]:
+    """Turn every ``nn.ReLU`` and ``nn.ReLU6`` into a :class:`PACT`, in place.
+
+    A module that the model uses several times, such as the ``relu`` of a torchvision ResNet's block,
+    stays one module with one clip. Subclasses of ReLU stay, for they may compute something else, and
+    so do other activations, ``torch.relu`` in a ``forward``, and the model's input. What is computed
+    from quantized activations, a mean or a sum, is not quantized again. Optimizers, DDP and EMA
+    copies must be made afterwards.
+
+    Args:
+        model: any module, its weights converted or not. Load float checkpoints before this.
+        bits: 1 to 8 for each activation.
+        clip: where each clip ``alpha`` starts, in units of the activation.
+        skip: fnmatch patterns of dotted names of activations that stay as they are.
+
+    Returns:
+        Names of the modules changed.
+
+    Raises:
+        ValueError: for bits outside 1..8, a bad clip, a pattern that matches no ReLU, a model whose
+            activations are quantized already, or that has nothing to change. It is unchanged then.
+
+    Source: PACT (arXiv 1805.06085).
+    """
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        raise ValueError("quantize activations before wrapping the model in DataParallel or DDP")
+    model = unwrap(model)
+    if activation_bits(model):
+        raise ValueError(f"{type(model).__name__}'s activations are quantized already: start from the float model")
+    example = PACT(bits, clip)  # refuses bad numbers before anything changes
+    chosen = _select(model, (skip,) if isinstance(skip, str) else tuple(skip))
+    like = next((p for p in model.parameters() if p.is_floating_point()), example.alpha)
+    for module in chosen:
+        _become_pact(module, example, like)
+    return list(chosen.values())
+
+
+def _select(model: nn.Module, skip: tuple[str, ...]) -> dict[nn.Module, str]:
+    # A module reachable under two names is one activation, skipped if a pattern matches either name.
+    names = {n: m for n, m in model.named_modules(remove_duplicate=False) if type(m) in (nn.ReLU, nn.ReLU6)}
+    if not names:
+        raise ValueError(
+            f"{type(model).__name__} has no nn.ReLU or nn.ReLU6 module to quantize: functions cannot be replaced, so "
+            "write torch.relu(x) or F.relu(x) as a module, self.relu = nn.ReLU(), and call that in forward"
+        )
+    skipped = set()
+    for pattern in skip:
+        hits = fnmatch.filter(names, pattern)
+        if not hits:
+            raise ValueError(unknown("activation pattern", pattern, names))
+        skipped |= {names[hit] for hit in hits}
+    first: dict[nn.Module, str] = {}
+    for name, module in names.items():
+        if module not in skipped:
+            first.setdefault(module, name)
+    if not first:
+        raise ValueError(f"{type(model).__name__} has nothing to quantize: skip={skip!r} leaves no activation")
+    return first
+
+
+def _become_pact(module: Any, example: PACT, like: Tensor) -> None:
+    """Swap the module's class, so that hooks and all references to it stay; ``like`` says type and place."""
+    for key in ("inplace", "min_val", "max_val"):  # of the ReLU that it was
+        module.__dict__.pop(key, None)
+    module.__class__ = PACT
+    module.bits = example.bits
+    module.alpha = nn.Parameter(example.alpha.detach().to(like.device, like.dtype, copy=True))
+
+
+def activation_bits(model: nn.Module) -> dict[str, int]:
+    """Bits of each quantized activation by dotted name, wrappers removed; empty if all are float."""
+    return {name: m.bits for name, m in unwrap(model).named_modules() if isinstance(m, PACT)}
