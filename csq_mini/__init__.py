@@ -9,24 +9,26 @@
 Method: CSQ, Xiao et al., DAC 2023 (arXiv 2212.02770). The book derives it; README.md has the loop.
 """
 
+__version__ = "0.1.0"  # first, because what is imported below writes it into results
+
 import importlib
 from typing import Any
 
 from . import data, models, recipes
+from .activations import quantize_activations
 from .budget import Budget
 from .conversion import Integers, convert, harden, integers, set_temperature
+from .experiments import reproduce
 from .gates import gate, temperature
 from .loop import accuracy, parameter_groups, recalibrate
 from .recipes import Recipe
 from .reports import Report, report
-from .training import Result, fit
-
-__version__ = "0.1.0"
+from .training import Result, evaluate, fit
 
 __all__ = [
-    "Budget", "Integers", "Recipe", "Report", "Result", "accuracy", "convert", "data", "fit", "gate",
-    "harden", "integers", "models", "parameter_groups", "plots", "recalibrate", "recipes", "report",
-    "set_temperature", "temperature",
+    "Budget", "Integers", "Recipe", "Report", "Result", "accuracy", "convert", "data", "evaluate",
+    "fit", "gate", "harden", "integers", "models", "parameter_groups", "plots", "quantize_activations",
+    "recalibrate", "recipes", "report", "reproduce", "set_temperature", "temperature",
 ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Benchmarks whose figures the README shows: ``python -m csq_mini.bench [steps] [digits]``.
 
-``steps``: time of a CSQ training step over a float one (ResNet-20, optimizer included), as the
-median ratio of interleaved pairs, because machines are noisy; and bytes a weight.
+``steps``: time of a CSQ training step over a float one (ResNet-20, optimizer included), and of
+drawing a batch of images, as median ratios of interleaved pairs, because machines are noisy; and
+bytes a weight.
 ``digits``: hardened accuracy of the digits network by cross-validation over all images, against
 float and uniform precision trained the same way, and whether every budget is kept.
 Each writes book/results/bench_<name>.json with seeds, hardware and versions.
@@ -10,12 +11,12 @@ Each writes book/results/bench_<name>.json with seeds, hardware and versions.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
-import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from . import __version__, data, models, recipes
+from . import data, models, recipes
 from .budget import Budget
 from .checkpoint import write_json
 from .conversion import convert, csq_layers, set_temperature
+from .data.transforms import CropFlip, Normalise
 from .gates import temperature
 from .loop import parameter_groups
+from .machine import hardware, versions
 from .training import fit
 
 SEEDS, FOLDS, TARGETS = (0, 1, 2), 5, (1.5, 2.0, 3.0, 4.0, 5.0)
@@ -38,19 +41,7 @@ SEEDS, FOLDS, TARGETS = (0, 1, 2), 5, (1.5, 2.0, 3.0, 4.0, 5.0)
 
 def where() -> dict[str, Any]:
     """Hardware and versions, as each results file states them."""
-    return {
-        "csq_mini": __version__, "torch": torch.__version__, "python": platform.python_version(),
-        "cpu": _cpu_name(), "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }  # fmt: skip
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return {**versions(), **hardware()}
 
 
 class TrainingStep:
@@ -83,16 +74,30 @@ class TrainingStep:
         self.count += 1
 
 
+def image_batches(batch: int = 128) -> Callable[[], None]:
+    """Draws one training batch a call as CIFAR-10 does: choose, crop, flip, normalise, from as many images."""
+    normalise = Normalise((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    x, y = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (50_000,))
+    split = x.contiguous(memory_format=torch.channels_last), y
+    images = data.Data("random bytes", split, split, split, CropFlip(32, pad=4), normalise)
+    numbers = itertools.count()
+
+    def draw() -> None:
+        images.training_batch(batch, 0, next(numbers))
+
+    return draw
+
+
 def steps(pairs: int = 30) -> dict[str, Any]:
-    """Ratio of step times, and bytes a weight, of ResNet-20."""
+    """Ratio of step times, share of the data, and bytes a weight, of ResNet-20."""
     threads = torch.get_num_threads()
-    timers = [
-        Timer("step()", globals={"step": TrainingStep(phase)}, num_threads=threads)
-        for phase in ("float", "search", "finetune")
-    ]
+    work = [TrainingStep(phase) for phase in ("float", "search", "finetune")]
+    timers = [Timer("step()", globals={"step": step}, num_threads=threads) for step in (*work, image_batches())]
     times = [[timer.timeit(1).mean for timer in timers] for _ in range(pairs + 2)][2:]  # two to warm up
     found = {"model": "resnet20", "batch": 128, "pairs": pairs, "seed": 0,
              "float_step_s": statistics.median(t[0] for t in times), **memory()}  # fmt: skip
+    found["data_share"] = statistics.median(t[3] / t[0] for t in times)
+    print(f"drawing a batch over float step: median {found['data_share']:.2%}")
     for place, phase in ((1, "search"), (2, "finetune")):
         ratios = [t[place] / t[0] for t in times]
         found[f"{phase}_ratio"] = statistics.median(ratios)
@@ -192,6 +197,7 @@ def table(folder: Path) -> str:
             "({:.3f} to {:.3f}) | at most 1.08, aim 1.03 |".format(*step[f"{phase}_ratio_quartiles"])
             for phase in ("search", "finetune")
         ),
+        f"| drawing a batch / float step, median | {step['data_share']:.1%} | at most 3% |",
         f"| parameters, gradients, momentum, bytes a weight | {step['state_bytes_per_weight']:.1f} "
         f"| {step['bound_bytes_per_weight']} |",
         f"| saved for backward beyond parameters, bytes | {step['saved_beyond_parameters_bytes']} | 0 |",

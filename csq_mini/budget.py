@@ -33,6 +33,10 @@ class Budget:
         strength: lambda, for R normalised as in :meth:`penalty`.
         floor: planes that every layer keeps at least: a number, or a dict of fnmatch patterns of
             layer names, of which the first that matches counts (a layer that none matches keeps 1).
+        growth: False leaves the penalty without a sign: below the target it is 0, and planes only
+            close, as in BSQ (arXiv 2102.10462).
+        weighted: False counts every layer alike in the penalty, whatever its size, as the official
+            CSQ code does. What :meth:`bits` and :meth:`freeze` promise goes by size all the same.
 
     Raises:
         ValueError: if the target cannot be reached (the text names the range that can), the
@@ -43,7 +47,10 @@ class Budget:
     Source: CSQ (arXiv 2212.02770), budget-aware regularisation, weighted by layer size.
     """
 
-    def __init__(self, model: nn.Module, target: float, strength: float = 0.2, floor: int | Mapping[str, int] = 1):
+    def __init__(
+        self, model: nn.Module, target: float, strength: float = 0.2, floor: int | Mapping[str, int] = 1, *,
+        growth: bool = True, weighted: bool = True,
+    ):  # fmt: skip
         self.layers = csq_layers(model)
         self.weights = {name: math.prod(layer.shape) for name, layer in self.layers.items()}
         self.total = sum(self.weights.values())
@@ -52,6 +59,8 @@ class Budget:
         self.floor = _floors(self.layers, floor)
         self.target = self._check_target(target)
         self.strength = _check_strength(strength)
+        self.growth, self.weighted = growth, weighted
+        self._cache: tuple[Tensor, Tensor] | None = None
         if self.frozen and self.bits() > self.target:
             raise ValueError(f"the model is frozen at {self.bits():g} bits a weight, above the target {target!r}")
 
@@ -82,14 +91,21 @@ class Budget:
 
     def _penalty(self, layers: list[CSQLayer]) -> Tensor:
         q = torch.stack([layer.q.detach() for layer in layers])  # [layers, planes]
-        share = q.new_tensor([n / max(self.total, 1) for n in self.weights.values()])
-        floor = q.new_tensor(list(self.floor.values()))
+        share, floor = self._constants(q)
         excess = share @ (q > 0).to(q.dtype).sum(1) - self.target  # B - target
+        excess = excess if self.growth else excess.clamp(min=0)
         relaxed = torch.stack([gate(layer.q, math.inf if layer.hard else layer.beta) for layer in layers])
         # 0 for a layer's best plane; of equal ones (all, at the start) the most significant is best.
         rank = q.flip(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).flip(1)
         relaxed = torch.where(rank < floor[:, None], relaxed.detach(), relaxed)
         return self.strength * excess * (share @ relaxed.sum(1))
+
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Each layer's share in B and its floor, ``[layers]``, brought to the device of the logits once."""
+        if self._cache is None or (self._cache[0].device, self._cache[0].dtype) != (like.device, like.dtype):
+            sizes = [n / max(self.total, 1) if self.weighted else 1 / len(like) for n in self.weights.values()]
+            self._cache = like.new_tensor(sizes), like.new_tensor(list(self.floor.values()))
+        return self._cache
 
     @torch.no_grad()
     def freeze(self) -> dict[str, int]:

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
+from . import parallel
 from .conversion import unwrap
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from .recipes import Recipe
     from .reports import Report
 
-FORMAT = 1
-STATE = {"phase", "step", "rows", "loss_sum", "model", "optimizer", "rng"}  # what a checkpoint holds beside the run
+FORMAT = 2
+STATE = {"phase", "step", "rows", "loss_sum", "clock", "model", "optimizer", "rng"}  # of a checkpoint, beside the run
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -69,7 +71,10 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 class RunFolder:
-    """Claims a folder for a run, or reopens the one it is.
+    """Claims a folder for a run, or reopens the one it is: ``with RunFolder(...) as folder:``.
+
+    While it is open no other process can claim the folder. Of several processes that train together
+    (``parallel.py``) only the first writes.
 
     Args:
         path: a folder that does not exist, is empty, or holds this very run.
@@ -79,29 +84,58 @@ class RunFolder:
 
     Raises:
         ValueError: if the folder is not empty and no run, or a run of something else.
-        OSError: if it cannot be made or written to.
+        OSError: if it cannot be made or written to, or another run is using it.
         ImportError: if TensorBoard is wanted and not installed.
     """
 
     def __init__(self, path: str | Path, model: str, data: Data, recipe: Recipe, tensorboard: bool = False):
         self.path = Path(path)
-        make_writer = _event_writer() if tensorboard else None
+        self.make_writer = _event_writer() if tensorboard else None
         self.run: dict[str, Any] = {
             "format": FORMAT,
             "recipe": {**recipe.to_dict(), "skip": list(recipe.skip)},
             "model": model,
             "data": f"{data.name}, {' + '.join(str(len(s[1])) for s in (data.train, data.valid, data.test))}",
         }
-        self._make()
+        self.lock = FileLock(self.path / ".lock", timeout=0)  # a process that ends, however it ends, lets go of it
+        self.events: Any = None
+        self.written = 0  # history rows already written as events
+
+    def __enter__(self) -> RunFolder:
+        if self.writes:
+            self._make()
+            self._refuse_foreign()  # before anything is written, the lock too
+            try:
+                self.lock.acquire()
+            except Timeout:
+                text = f"another run is using {self.path}: wait for it, or give another run_dir"
+                raise BlockingIOError(text) from None
+        try:
+            self._claim()
+        except BaseException:
+            self.lock.release()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return parallel.rank() == 0
+
+    def _claim(self) -> None:
+        if not self.writes:
+            parallel.wait()  # until the first process has claimed it
         file = self.path / "run.json"
         if file.exists():
             self._compare(_read_json(file))
-        elif any(not p.name.endswith(".partial") for p in self.path.iterdir()):
-            raise ValueError(f"{self.path} is not empty and not a run: give an empty or new folder as run_dir")
         else:
             write_json(file, self.run)
-        self.events = make_writer(str(self.path)) if make_writer else None
-        self.written = 0  # history rows already written as events
+        if self.writes:
+            self.events = self.make_writer(str(self.path)) if self.make_writer else None
+            parallel.wait()
 
     def load(self) -> dict[str, Any] | None:
         """The last checkpoint, or None if there is none yet.
@@ -125,10 +159,14 @@ class RunFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint by this state."""
+        if not self.writes:
+            return
         write_whole(self.path / "checkpoint.pt", lambda file: torch.save({"run": self.run, **state}, file))
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Replace the history by these rows; new ones go to TensorBoard too."""
+        if not self.writes:
+            return
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(self.path / "history.jsonl", lambda file: file.write(text.encode()))
         if self.events:
@@ -141,9 +179,16 @@ class RunFolder:
 
     def write_result(self, model: nn.Module, accuracy: float, report: Report | None) -> None:
         """Write the hardened model's plain state_dict and what it came to."""
+        if not self.writes:
+            return
         write_whole(self.path / "model.pt", lambda file: torch.save(model.state_dict(), file))
         totals = vars(report.total) if report else {}
         write_json(self.path / "result.json", {"accuracy": accuracy, **totals})
+
+    def _refuse_foreign(self) -> None:
+        names = {p.name for p in self.path.iterdir()}
+        if "run.json" not in names and any(name != ".lock" and not name.endswith(".partial") for name in names):
+            raise ValueError(f"{self.path} is not empty and not a run: give an empty or new folder as run_dir")
 
     def _make(self) -> None:
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from .activations import check_activation_bits
 from .bits import check_planes
 from .gates import check_temperature
 from .names import unknown
@@ -34,9 +35,12 @@ class Recipe:
         warmup_epochs: length of the warm-up of each phase.
         strength: lambda of the budget.
         floor: planes each layer keeps at least.
+        growth, weighted: False takes this part away from the budget's penalty, see :class:`csq_mini.Budget`.
+        one_rate: gives every parameter the rate ``lr``, logits too; to see what their own rates are for.
+        activation_bits: bits of every ReLU's output, by PACT; None leaves activations float.
         beta_start, beta_end: temperature at both ends of each phase.
         recalibration_batches: batches of up to 512 training images that re-estimate batch norm
-            before a hard model is judged.
+            before a hard model is judged; 0 keeps the statistics of the soft weights.
         checkpoint_steps: steps between checkpoints, if the run has a folder.
 
     Raises:
@@ -58,6 +62,10 @@ class Recipe:
     warmup_epochs: float = 1.0
     strength: float = 0.2
     floor: int = 1
+    growth: bool = True
+    weighted: bool = True
+    one_rate: bool = False
+    activation_bits: int | None = None
     beta_start: float = 1.0
     beta_end: float = 200.0
     recalibration_batches: int = 20
@@ -75,10 +83,15 @@ class Recipe:
         if not isinstance(self.skip, (tuple, list)) or not all(isinstance(p, str) for p in self.skip):
             raise ValueError(f"skip must be a tuple of patterns, such as ('fc',), got {self.skip!r}")
         object.__setattr__(self, "skip", tuple(self.skip))  # a list, as JSON gives it, is welcome
-        for name in ("seed", "search_epochs", "finetune_epochs", "floor"):
+        for name in ("seed", "search_epochs", "finetune_epochs", "floor", "recalibration_batches"):
             self._check_number(name, 0, Integral)
-        for name in ("batch_size", "recalibration_batches", "checkpoint_steps"):
+        for name in ("batch_size", "checkpoint_steps"):
             self._check_number(name, 1, Integral)
+        for name in ("growth", "weighted", "one_rate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.activation_bits is not None:
+            object.__setattr__(self, "activation_bits", check_activation_bits(self.activation_bits))
         for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "strength"):
             self._check_number(name, 0, Real)
         for name in ("target", "logit_lr"):
@@ -110,8 +123,24 @@ class Recipe:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
+CIFAR = Recipe(search_epochs=60, finetune_epochs=40, batch_size=256, warmup_epochs=2.0, checkpoint_steps=2000)
+IMAGENET = Recipe(
+    target=4.0, activation_bits=4, search_epochs=60, finetune_epochs=30, batch_size=512, weight_decay=1e-4,
+    warmup_epochs=5.0, checkpoint_steps=1000,
+)  # fmt: skip
+
 RECIPES: Mapping[str, Recipe] = {
     "digits": Recipe(search_epochs=15, finetune_epochs=15, batch_size=32, logit_lr=3.0, warmup_epochs=2.0),
+    "resnet20-cifar10": CIFAR,
+    "vgg19bn-cifar10": CIFAR,
+    "resnet20-cifar100": CIFAR,
+    # The official code's setting: 600 epochs, masks hard from epoch 595. Its lambda of 0.01 multiplies the plain sum of
+    # masks by (average - target) / 8, both over 20 layers alike; as strength of our R that is 0.01 * 20 / 8.
+    "paper-resnet20": CIFAR.replace(search_epochs=595, finetune_epochs=5, warmup_epochs=5.0, strength=0.025),
+    # Never run on ImageNet by us: epochs, batch, rate, decay, target and activations are those of the official code's
+    # ResNet-50 (four GPUs of its time), the phases and everything else are the defaults above.
+    "resnet18-imagenet": IMAGENET,
+    "resnet50-imagenet": IMAGENET,
 }
 
 

@@ -162,6 +162,33 @@ def test_above_the_target_it_closes_planes_and_below_it_opens_them(target, sign,
         assert (layer.q.grad[best[floor:]].sign() == (sign if budget.bits() > budget.target else -1)).all()
 
 
+def test_without_growth_nothing_pulls_below_the_target():
+    model = linears(3, 5)
+    set_masks(model, [[-1.0] * 6 + [1.0] * 2] * 2)  # 2 planes each
+    for target, pull in ((3.0, False), (1.0, True)):
+        penalty = csq.Budget(model, target, growth=False).penalty()
+        assert bool(penalty) == pull
+        whole = csq.Budget(model, target).penalty()
+        assert float(whole) < 0 if not pull else torch.equal(whole, penalty)
+
+
+def test_unweighted_every_layer_pulls_alike_and_the_promise_stays():
+    model = linears(2, 50)
+    csq.set_temperature(model, 1.0)
+    for weighted in (True, False):
+        for layer in layers_of(model).values():
+            layer.q.grad = None
+        csq.Budget(model, 3.0, weighted=weighted, floor=0).penalty().backward()
+        small, large = (float(layer.q.grad.sum()) for layer in layers_of(model).values())
+        assert large == pytest.approx(small * (25 if weighted else 1), rel=1e-4)
+    set_masks(model, [[-1.0] * 8, [1.0] * 8])
+    budget = csq.Budget(model, 3.0, strength=1.0, weighted=False)
+    relaxed = [torch.sigmoid(layer.q.detach()).sum() for layer in layers_of(model).values()]
+    assert float(budget.penalty()) == pytest.approx(float((4.0 - 3.0) * sum(relaxed) / 2), rel=1e-5)
+    budget.freeze()
+    assert budget.bits() <= 3.0  # by size, whatever the penalty counted
+
+
 def test_on_the_target_nothing_pulls():
     model = converted()
     csq.set_temperature(model, 1.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import conv_net, few_digits, mlp, same_state
+from conftest import conv_net, few_digits, mlp, same_history, same_state
 from torch import nn
 
 import csq_mini as csq
@@ -48,9 +48,9 @@ def whole(tmp_path_factory):
 
 def assert_same_end(folder, result, whole):
     there, expected = whole
-    assert same_state(result.model, expected.model) and result.history.equals(expected.history)
+    assert same_state(result.model, expected.model) and same_history(result.history, expected.history)
     assert result.accuracy == expected.accuracy and str(result.report) == str(expected.report)
-    for name in ("result.json", "history.jsonl", "run.json"):
+    for name in ("result.json", "run.json"):
         assert (folder / name).read_bytes() == (there / name).read_bytes()
     assert same_state(torch.load(folder / "model.pt"), torch.load(there / "model.pt"))
     assert not list(folder.glob("*.partial"))
@@ -127,7 +127,7 @@ def test_float_uniform_and_unfinished_runs_resume_too(target, epochs, tmp_path):
         with pytest.raises(Stop):
             run(tmp_path / "run", recipe=recipe, loss=stop_at(step, F.cross_entropy))
     result = run(tmp_path / "run", recipe=recipe)
-    assert same_state(result.model, expected[1].model) and result.history.equals(expected[1].history)
+    assert same_state(result.model, expected[1].model) and same_history(result.history, expected[1].history)
 
 
 KILLED = RECIPE.replace(search_epochs=6, finetune_epochs=6, checkpoint_steps=2)
@@ -169,7 +169,7 @@ def assert_whole(folder):
         elif path.suffix == ".jsonl":
             [json.loads(line) for line in path.read_text().splitlines()]
         else:
-            assert path.suffix == ".partial"
+            assert path.suffix == ".partial" or path.name == ".lock"
 
 
 def test_a_finished_run_is_read_back_without_training(whole):
@@ -182,7 +182,7 @@ def test_a_finished_run_is_read_back_without_training(whole):
 
 def test_a_run_s_folder_holds_what_its_result_says(whole):
     folder, result = whole
-    assert set(contents(folder)) == {"run.json", "checkpoint.pt", "history.jsonl", "result.json", "model.pt"}
+    assert set(contents(folder)) == {".lock", "run.json", "checkpoint.pt", "history.jsonl", "result.json", "model.pt"}
     said = json.loads((folder / "result.json").read_text())
     assert said["accuracy"] == result.accuracy and said["paper_bits"] == result.report.total.paper_bits <= 3.0
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
@@ -195,7 +195,7 @@ def test_a_run_s_folder_holds_what_its_result_says(whole):
 
 def test_a_run_with_a_folder_ends_like_one_without(whole):
     result = csq.fit(network(), few_digits(augment=noisy), RECIPE, progress=False)
-    assert same_state(result.model, whole[1].model) and result.history.equals(whole[1].history)
+    assert same_state(result.model, whole[1].model) and same_history(result.history, whole[1].history)
 
 
 def test_tensorboard_gets_every_number_of_the_history(tmp_path):
@@ -259,7 +259,7 @@ def test_a_checkpoint_of_another_version_is_refused(half):
     file = half / "checkpoint.pt"
     content = torch.load(file)
     torch.save({**content, "run": {**content["run"], "format": 99}}, file)
-    refuse(half, "holds a run of format 99.*reads 1.*another run_dir")
+    refuse(half, "holds a run of format 99.*reads 2.*another run_dir")
 
 
 @pytest.mark.parametrize("other", ["model", "recipe", "weights"])
@@ -296,8 +296,8 @@ def test_a_model_with_other_weights_is_another_run(half):
 
 def test_a_folder_of_another_version_is_refused(half):
     content = json.loads((half / "run.json").read_text())
-    write_json(half / "run.json", {**content, "format": 2})
-    refuse(half, "run of format 2.*reads 1")
+    write_json(half / "run.json", {**content, "format": 99})
+    refuse(half, "run of format 99.*reads 2")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "recipe": 5}', "\x00\xff"])
@@ -396,3 +396,19 @@ def test_random_numbers_go_on_where_they_were_taken(tmp_path):
     draw()
     set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
     assert (draw(), np.random.randn(), random.gauss(0, 1)) == first
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    folder, refused = tmp_path / "run", []
+
+    def second(outputs, targets):
+        if not refused:
+            before = contents(folder)
+            with pytest.raises(BlockingIOError, match="another run is using .*run: wait for it, or give another run_dir"):
+                run(folder)
+            refused.append(contents(folder) == before)
+        return F.cross_entropy(outputs, targets)
+
+    run(folder, loss=second)
+    assert refused == [True]
+    run(folder)  # and afterwards it is free

@@ -15,13 +15,15 @@ BAD = {
     "batch_size": [0, 2.5], "lr": [-0.1, math.nan, math.inf, None, True], "logit_lr": [-1, math.nan, "1"],
     "momentum": [-0.1, math.nan], "weight_decay": [-1e-4, math.inf], "warmup_epochs": [-1, math.nan],
     "strength": [-1, math.nan], "floor": [-1, 0.5, True], "beta_start": [0, -1, math.nan, math.inf],
-    "beta_end": [0, math.nan, math.inf], "recalibration_batches": [0, 1.0], "checkpoint_steps": [0, -5],
+    "beta_end": [0, math.nan, math.inf], "recalibration_batches": [-1, 1.0], "checkpoint_steps": [0, -5],
+    "growth": [1, None], "weighted": [0, "no"], "one_rate": [1, None], "activation_bits": [0, 9, True, 2.0, "4"],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD.items() for value in values])
 def test_a_bad_value_is_refused_with_its_field_and_itself(name, value):
-    word = {"beta_start": "beta_start|temperature", "beta_end": "beta_end|temperature"}.get(name, name)
+    word = {"beta_start": "beta_start|temperature", "beta_end": "beta_end|temperature",
+            "activation_bits": "activation.bits"}.get(name, name)
     with pytest.raises(ValueError, match=f"({word}).*{value!r}"):
         Recipe(**{name: value})
 

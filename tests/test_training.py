@@ -15,6 +15,7 @@ from conftest import (
     few_digits,
     layers_of,
     mlp,
+    same_history,
     same_state,
     same_values,
     shake,
@@ -26,6 +27,9 @@ from torch import nn
 import csq_mini as csq
 
 SHORT = csq.Recipe(target=3.0, search_epochs=2, finetune_epochs=2, batch_size=32, recalibration_batches=2)
+
+
+TIMES = ["seconds", "images_per_second"]
 
 
 def short_fit(model=None, recipe=SHORT, data=None, **options):
@@ -176,7 +180,7 @@ def test_history_has_a_row_an_epoch_and_the_documented_columns(result):
     history = result.history
     layers = [f"bits/{name}" for name in ("0", "3", "6", "11")]
     assert isinstance(history, pandas.DataFrame)
-    assert list(history) == ["phase", "epoch", "step", "loss", "soft", "hard", "beta", "bits", *layers]
+    assert list(history) == ["phase", "epoch", "step", "loss", "soft", "hard", *TIMES, "beta", "bits", *layers]
     assert history["phase"].tolist() == ["search"] * 2 + ["finetune"] * 2 and history["epoch"].tolist() == [1, 2, 3, 4]
     assert history["step"].tolist() == [4, 8, 4, 8]
     assert history[["soft", "hard"]].map(lambda a: 0 <= a <= 1).all(axis=None) and (history["loss"] > 0).all()
@@ -221,9 +225,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     torch.manual_seed(2)  # whatever was drawn before
     again = csq.fit(model, data, SHORT, progress=False)
     other = csq.fit(model, data, SHORT.replace(seed=1), progress=False)
-    assert same_state(again.model, first.model) and again.history.equals(first.history)
+    assert same_state(again.model, first.model) and same_history(again.history, first.history)
     assert again.accuracy == first.accuracy and str(again.report) == str(first.report)
-    assert not same_state(other.model, first.model) and not other.history.equals(first.history)
+    assert not same_state(other.model, first.model) and not same_history(other.history, first.history)
 
 
 def test_the_given_model_and_data_stay_as_they_are():
@@ -259,7 +263,8 @@ def test_the_last_epoch_is_reported_even_if_an_earlier_was_better():
 def test_without_a_target_the_model_stays_float():
     result = short_fit(recipe=SHORT.replace(target=None))
     assert result.report is None and result.recipe.target is None
-    assert list(result.history) == ["phase", "epoch", "step", "loss", "soft", "hard"] and len(result.history) == 4
+    assert list(result.history) == ["phase", "epoch", "step", "loss", "soft", "hard", *TIMES]
+    assert len(result.history) == 4
     assert result.history["hard"].equals(result.history["soft"]) and set(result.history["phase"]) == {"float"}
     with pytest.raises(ValueError, match="no quantized layer"):
         csq.integers(result.model)
@@ -401,7 +406,7 @@ def forever(batches):
 
 def test_the_user_s_own_loop_runs_as_it_stands(capsys):
     data = few_digits(512, 40, 300)
-    train = list(csq.data.batches(data.train, 64))
+    train = list(data.batches("train", 64))
     names = {"csq": csq, "torch": torch, "F": F, "model": csq.models.digits_cnn(), "train": train, "forever": forever}
     exec(LOOP.replace("3000", "250").replace("1500", "150"), names)  # fewer steps, else to the letter
     exact = names["exact"].eval()
@@ -425,3 +430,94 @@ def test_training_moves_bits_masks_and_scales():
     (F.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8)) + budget.penalty()).backward()
     optimizer.step()
     assert not [k for k, v in model.named_parameters() if torch.equal(before[k], v)]
+
+
+# What fit refuses, and what a step may not do
+
+
+def test_a_model_with_too_few_outputs_is_refused_with_the_number_it_needs(tmp_path):
+    few = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+    with pytest.raises(ValueError, match="few digits has 10 classes, the model 7 outputs: .*num_classes=10"):
+        short_fit(few, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_a_size_the_model_does_not_take_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"does not take inputs of few digits, \[2, 1, 8, 8\] a batch: .*mat1"):
+        short_fit(nn.Sequential(nn.Flatten(), nn.Linear(65, 10)), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_gpu_memory_says_what_to_lower(tmp_path):
+    def full(outputs, targets):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"lower batch_size \(32\) or planes \(8; .* 192 bytes.*2 GiB"):
+        short_fit(loss=full, run_dir=tmp_path)
+
+
+class NoWaiting(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails where a value of a tensor is asked for, for which a GPU would have to finish first."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "unique", "masked_select")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in func.__name__ for name in self.WAITS), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("target, bits", [(None, None), (3.0, None), (3.0, 4)])
+def test_no_training_step_waits_for_the_device(target, bits, monkeypatch):
+    from csq_mini import training
+
+    step, taken = training._Run._train_step, []
+
+    def watched(self, optimizer, steps):
+        with NoWaiting():
+            step(self, optimizer, steps)
+        taken.append(self.phase)
+
+    monkeypatch.setattr(training._Run, "_train_step", watched)
+    short_fit(recipe=SHORT.replace(target=target, activation_bits=bits))
+    assert set(taken) == ({0} if target is None else {0, 1})
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        float(torch.ones(()))
+
+
+def test_without_recalibration_the_statistics_are_those_of_the_soft_weights():
+    soft = short_fit(recipe=SHORT.replace(recalibration_batches=0))
+    fresh = short_fit()
+    assert soft.history["loss"].tolist() == fresh.history["loss"].tolist()  # training is the same
+    assert not torch.equal(soft.model[1].running_mean, fresh.model[1].running_mean)
+    assert torch.equal(soft.model[0].weight, fresh.model[0].weight)
+
+
+def test_one_rate_gives_every_parameter_the_same():
+    seen = []
+    step = torch.optim.SGD.step
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            seen.append({group["lr"] for group in self.param_groups})
+            return step(self, closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", Watched)
+        short_fit(recipe=SHORT.replace(one_rate=True))
+    assert seen and all(len(rates) == 1 for rates in seen) and max(max(rates) for rates in seen) <= SHORT.lr
+
+
+def test_activation_bits_reach_the_model():
+    from csq_mini.activations import activation_bits
+
+    result = short_fit(recipe=SHORT.replace(activation_bits=4))
+    assert set(activation_bits(result.model).values()) == {4}
+
+
+def test_evaluate_is_the_mean_over_all_images():
+    data, model = few_digits(), mlp().eval()
+    x, y = data.test
+    assert csq.evaluate(model, data) == pytest.approx(float(csq.accuracy(model(x), y)), abs=1e-7)
+    assert csq.evaluate(model, data, "valid", lambda outputs, targets: 0.25) == 0.25
+    with pytest.raises(ValueError, match="unknown split 'tset'; did you mean test"):
+        csq.evaluate(model, data, "tset")
