@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 
-from . import __version__, data, models, recipes
+from . import __version__, data, models, parallel, recipes
+from .data.listing import listing
+from .experiments import METHODS, PROFILES, SETUPS, reproduce
 from .training import fit
-
-SETUPS = {"digits": ("digits_cnn", "digits")}
-"""Network and data that a named recipe was made for."""
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train by a named recipe, print the report."""
+    """Train by a named recipe, print the report; under torchrun, with all its processes."""
     changes = dict(_assignment(text) for text in args.set)
     changes |= {key: getattr(args, key) for key in ("target", "seed") if getattr(args, key) is not None}
     recipe = recipes.get(args.recipe, **changes)
@@ -30,13 +29,37 @@ def train(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(recipe.seed)
-    result = fit(build(), load(), recipe, run_dir=args.run_dir, device=args.device, progress=not args.quiet)
+    embedded = (args.data or data_name) == "digits"
+    images = load() if embedded or args.data_root is None else load(root=args.data_root)
+    network = build(**({"num_classes": images.classes} if images.classes else {}))
+    with parallel.join(args.device) as device:
+        result = fit(network, images, recipe, run_dir=args.run_dir, device=device, progress=not args.quiet)
+        if parallel.rank():
+            return 0
     if result.report:
         print(result.report)
     kind = "hardened" if result.report else "float weights"
     print(f"accuracy on the test split: {result.accuracy:.4f} (last epoch, {kind}, seed {recipe.seed})")
     if args.run_dir:
         print(f"the run is in {args.run_dir}")
+    return 0
+
+
+def repeat(args: argparse.Namespace) -> int:
+    """Run one reproduction and print its row in a few lines."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    names = ("method", "model", "data", "target", "seed", "profile", "activation_bits", "epochs", "start", "device",
+             "run_dir", "data_root", "results", "keep")  # fmt: skip
+    row = reproduce(**{name: getattr(args, name) for name in names}, progress=not args.quiet)
+    print(f"{row.key}: accuracy {row.accuracy:.4f} at {row.paper_bits:.3f} paper bits, {row.bytes} bytes")
+    print(f"{row.seconds:.0f} s, {row.images_per_second:.0f} images/s")
+    return 0
+
+
+def list_data(args: argparse.Namespace) -> int:
+    """Print what lies under the data root, and whether it is whole; 0 whatever that is, if it can be read."""
+    print(listing(args.root))
     return 0
 
 
@@ -53,9 +76,9 @@ def doctor(args: argparse.Namespace) -> int:
             missing.setdefault(extra, []).append(package)
     print(f"device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}")
     print(f"threads: {torch.get_num_threads()} of {os.cpu_count()} CPUs")
-    root = Path(os.environ.get("CSQ_DATA", "data"))
+    root = data.root()
     found = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    print(f"data: digits (embedded); in {root}: {', '.join(found) or 'nothing'}")
+    print(f"data: digits (embedded); in {root}: {', '.join(found) or 'nothing'} (csq-mini data checks)")
     for extra, packages in missing.items():
         print(f"missing {', '.join(packages)}: pip install -e " + (f'".[{extra}]"' if extra else "."))
     if not missing:
@@ -101,14 +124,36 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change any field of the recipe")
     run.add_argument("--model", help=f"one of: {', '.join(models.MODELS)}")
     run.add_argument("--data", help=f"one of: {', '.join(data.DATA)}")
-    run.add_argument("--run-dir", help="folder for checkpoints and results; a killed run goes on from it")
-    run.add_argument("--device", help="such as cpu or cuda:0")
-    run.add_argument("--threads", type=int, help="of the CPU; one is fastest for networks as small as the digits CNN")
-    run.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_common(run)
     run.set_defaults(call=train)
+    again = commands.add_parser("reproduce", help="run one reproduction of the book and write its row of results")
+    again.add_argument("method", choices=METHODS, help="CSQ, float training, or CSQ with one part taken away")
+    again.add_argument("--model", default="resnet20", help=f"one of: {', '.join(models.MODELS)}")
+    again.add_argument("--data", default="cifar10", help=f"one of: {', '.join(data.DATA)}")
+    again.add_argument("--target", type=float, default=2.0, help="average paper bits a weight (default 2)")
+    again.add_argument("--seed", type=int, default=0)
+    again.add_argument("--profile", default="smoke", help="; ".join(f"{k}: {p.about}" for k, p in PROFILES.items()))
+    again.add_argument("--activation-bits", type=int, help="bits of the activations; if not given they stay float")
+    again.add_argument("--epochs", type=int, help="in all, instead of the profile's")
+    again.add_argument("--start", metavar="FILE", help="float checkpoint to begin from (.safetensors, .pt or .pt.xz)")
+    again.add_argument("--results", metavar="DIR", help="folder for the row (default: the book's)")
+    again.add_argument("--keep", action="store_true", help="keep the hardened model's state beside the row")
+    _add_common(again)
+    again.set_defaults(call=repeat)
+    there = commands.add_parser("data", help="data sets there, whether they are whole, and how to get them")
+    there.add_argument("--root", metavar="DIR", help="data root; if not given, CSQ_DATA, else data")
+    there.set_defaults(call=list_data)
     check = commands.add_parser("doctor", help="versions, device, data found, and what is missing")
     check.set_defaults(call=doctor)
     return top
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--run-dir", help="folder for checkpoints and results; a killed run goes on from it")
+    command.add_argument("--data-root", metavar="DIR", help="where data sets lie; if not given, CSQ_DATA, else data")
+    command.add_argument("--device", help="such as cpu or cuda:0")
+    command.add_argument("--threads", type=int, help="of the CPU; one is fastest for the small digits CNN")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,252 @@
+"""One run, one row: parameters in, a row out; repeated, resumed, and refused."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+
+import pandas
+import pytest
+import torch
+from conftest import same_state
+
+import csq_mini as csq
+from csq_mini import experiments, rows
+from csq_mini.activations import activation_bits
+from csq_mini.experiments import METHODS, PROFILES, SETUPS, plan, read_state
+from csq_mini.rows import Row, load_history, load_rows, read_row, write_row
+
+DIGITS = {"model": "digits_cnn", "data": "digits", "target": 3.0, "progress": False, "device": "cpu"}
+
+
+def digits(folder, method="csq", **changes):
+    return csq.reproduce(method, **{**DIGITS, "results": folder / "rows", "run_dir": folder / "run", **changes})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("done")
+    return folder, digits(folder, keep=True)
+
+
+def test_a_row_says_what_was_run_and_what_it_came_to(done):
+    folder, row = done
+    file = folder / "rows" / f"{row.key}.json"
+    assert row.key == "digits_cnn-digits-csq-w3-smoke-seed0" and read_row(file) == row
+    assert (row.method, row.model, row.data, row.target, row.seed) == ("csq", "digits_cnn", "digits", 3.0, 0)
+    assert 0 < row.paper_bits <= 3.0 and 0 < row.stored_bits <= 9 and row.bytes < row.original_bytes
+    assert row.search_epochs == 2 and row.finetune_epochs == 1 and row.recipe["search_epochs"] == 2
+    assert row.start is row.start_accuracy is None and row.train_images == 1293 and row.test_images == 360
+    assert set(row.hardware) == {"cpu", "threads", "load", "gpu"} and row.versions["torch"] == torch.__version__
+    assert row.seconds > 0 and row.images_per_second > 0 and row.device == "cpu"
+    assert len(row.scheme) == 8 and all(re.fullmatch("[1F.]{8}", planes) for planes in row.scheme.values())
+    json.dumps(dataclasses.asdict(row), allow_nan=False)
+
+
+def test_the_row_is_that_of_fit_itself(done):
+    _, row = done
+    recipe = plan("csq", "digits_cnn", "digits", 3.0, 0, "smoke")
+    torch.manual_seed(0)
+    result = csq.fit(csq.models.digits_cnn(), csq.data.digits(), recipe, progress=False, device="cpu")
+    total = result.report.total
+    assert row.accuracy == result.accuracy and row.paper_bits == total.paper_bits
+    assert row.bytes == total.bytes + total.float_bytes and row.recipe == json.loads(json.dumps(recipe.to_dict()))
+    table = result.history.drop(columns=["seconds", "images_per_second"]).to_csv(index=False)
+    assert row.history_digest == hashlib.sha256(table.encode()).hexdigest()
+
+
+def test_the_model_kept_beside_the_row_is_the_one_the_row_is_about(done):
+    folder, row = done
+    file = folder / "rows" / f"{row.key}.pt.xz"
+    model, data = csq.models.digits_cnn(), csq.data.digits()
+    model.load_state_dict(read_state(file))
+    assert csq.evaluate(model, data) == row.accuracy
+    assert same_state(model.state_dict(), torch.load(folder / "run" / "model.pt", weights_only=True))
+
+
+def test_the_history_beside_the_row_reads_back(done):
+    folder, row = done
+    history = load_history(row.key, folder / "rows")
+    assert history["epoch"].tolist() == [1, 2, 3] and history["hard"].between(0, 1).all()
+    assert row.images_per_second == pytest.approx(history["images_per_second"].median())
+
+
+def test_what_is_done_is_not_run_again(done, monkeypatch):
+    folder, row = done
+    monkeypatch.setattr(experiments, "fit", lambda *a, **k: pytest.fail("trained again"))
+    assert digits(folder) == row
+
+
+def test_what_was_done_with_another_recipe_or_start_is_run_again(tmp_path, done):
+    folder, row = done
+    rows_there = tmp_path / "rows"
+    rows_there.mkdir()
+    rare = dataclasses.replace(row, recipe={**row.recipe, "checkpoint_steps": 7})
+    assert experiments._same_run(rare, plan("csq", "digits_cnn", "digits", 3.0, 0, "smoke"), None)
+    old = dataclasses.replace(row, recipe={**row.recipe, "lr": 7.0})
+    write_row(rows_there, old, pandas.DataFrame({"epoch": [1]}))
+    again = digits(tmp_path)
+    assert again.recipe == row.recipe and again.history_digest == row.history_digest
+    started = digits(tmp_path, start=folder / "rows" / f"{row.key}.pt.xz", run_dir=tmp_path / "other")
+    assert started.start.startswith(f"{row.key}.pt.xz, sha256 ") and started.start_accuracy == row.accuracy
+    assert read_row(rows_there / f"{row.key}.json") == started != again
+
+
+def test_a_run_that_was_cut_goes_on_and_ends_in_the_same_row(tmp_path, done, monkeypatch):
+    class Cut(Exception):
+        pass
+
+    def cut(model, data, recipe, **options):
+        def stop(outputs, targets, count=[0]):  # noqa: B006 - counts over calls
+            count[0] += 1
+            if count[0] > 45:
+                raise Cut
+            return torch.nn.functional.cross_entropy(outputs, targets)
+
+        return csq.fit(model, data, recipe, loss=stop, **options)
+
+    monkeypatch.setattr(experiments, "fit", cut)
+    with pytest.raises(Cut):
+        digits(tmp_path)
+    assert (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "rows").exists()
+    monkeypatch.undo()
+    row = digits(tmp_path)
+    assert (row.history_digest, row.accuracy) == (done[1].history_digest, done[1].accuracy)
+
+
+def test_every_method_changes_the_recipe_as_it_says():
+    def of(method):
+        return plan(method, "resnet20", "cifar10", 2.0, 0, "full")
+
+    whole = of("csq")
+    assert whole == csq.recipes.get("resnet20-cifar10", target=2.0)
+    changed = {
+        name: {f.name for f in dataclasses.fields(whole) if getattr(of(name), f.name) != getattr(whole, f.name)}
+        for name in METHODS
+    }
+    epochs = {"search_epochs", "finetune_epochs"}
+    assert changed == {
+        "csq": set(), "float": {"target"}, "no-masks": epochs, "no-finetune": epochs, "one-rate": {"one_rate"},
+        "no-growth": {"growth"}, "unweighted": {"weighted"}, "no-recalibration": {"recalibration_batches"},
+    }  # fmt: skip
+    assert len({of(name).search_epochs + of(name).finetune_epochs for name in METHODS}) == 1  # all train as long
+    assert of("no-masks").search_epochs == of("no-finetune").finetune_epochs == 0
+
+
+def test_every_method_runs_and_quantizes_as_it_should(tmp_path):
+    found = {name: digits(tmp_path, name, run_dir=tmp_path / name, target=2.0) for name in METHODS}
+    assert found["float"].paper_bits == 32.0 and found["float"].scheme == {} and found["float"].target is None
+    assert all(row.paper_bits <= 2.0 for name, row in found.items() if name != "float")
+    assert {8 - planes.count(".") for planes in found["no-masks"].scheme.values()} == {2}
+    assert len({row.history_digest for row in found.values()}) == len(METHODS)
+    table = load_rows(tmp_path / "rows")
+    assert sorted(table["method"]) == sorted(METHODS) and list(table) == [f.name for f in dataclasses.fields(Row)]
+
+
+def test_activation_bits_are_in_the_model_and_in_the_key(tmp_path):
+    row = digits(tmp_path, activation_bits=3)
+    assert row.key == "digits_cnn-digits-csq-w3-a3-smoke-seed0" and row.activation_bits == 3
+    model = csq.models.digits_cnn()
+    csq.quantize_activations(model, 3)
+    model.load_state_dict(torch.load(tmp_path / "run" / "model.pt", weights_only=True))
+    assert csq.evaluate(model, csq.data.digits()) == row.accuracy and set(activation_bits(model).values()) == {3}
+
+
+def test_epochs_are_shared_as_the_recipe_shares_them():
+    assert (plan("csq", "resnet20", "cifar10", 2, 0, "full", epochs=200).search_epochs) == 120
+    recipe = plan("csq", "resnet20", "cifar10", 2, 0, "full", epochs=1)
+    assert recipe.search_epochs + recipe.finetune_epochs == 1
+
+
+def test_every_setup_has_its_recipe_model_and_data():
+    for name, (model, data) in SETUPS.items():
+        assert csq.models.get(model) and csq.data.get(data) and csq.recipes.get(name)
+    assert set(SETUPS) == set(csq.recipes.RECIPES)
+
+
+def test_the_paper_s_setting_is_converted_as_documented():
+    paper = csq.recipes.get("paper-resnet20")
+    assert (paper.search_epochs + paper.finetune_epochs, paper.batch_size, paper.lr) == (600, 256, 0.1)
+    assert (paper.weight_decay, paper.warmup_epochs, paper.beta_end, paper.planes) == (5e-4, 5, 200, 8)
+    layers = 20  # that the official code quantizes; it pulls at the sum of all masks of all layers
+    assert paper.strength == pytest.approx(0.01 / paper.planes * layers)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"method": "csqq"}, "unknown method 'csqq'; did you mean csq"),
+    ({"profile": "smok"}, "unknown profile 'smok'; did you mean smoke"),
+    ({"model": "resnet21"}, "unknown model 'resnet21'; did you mean resnet20"),
+    ({"data": "cifar"}, "unknown data set 'cifar'; did you mean cifar10"),
+    ({"data": "cifar10"}, "no recipe for digits_cnn on cifar10; there are .*digits_cnn on digits"),
+    ({"target": math.nan}, "target .*nan"), ({"target": 99.0}, "target 99.0 cannot be reached"),
+    ({"seed": -1}, "seed .*-1"), ({"activation_bits": 9}, "activation.bits .*9"),
+    ({"epochs": 0}, "nothing to train"),
+])  # fmt: skip
+def test_bad_parameters_are_named_and_nothing_is_written(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        digits(tmp_path, **changes)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_profile_for_a_gpu_says_so_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="'full' needs a GPU.*use profile 'cpu' or 'smoke'"):
+        digits(tmp_path, profile="full")
+
+
+def test_a_missing_or_damaged_or_foreign_start_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint .*gone.pt"):
+        digits(tmp_path, start=tmp_path / "gone.pt")
+    for name in ("bad.pt", "bad.pt.xz", "bad.safetensors"):
+        (tmp_path / name).write_bytes(b"nonsense")
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} is no \.\w+ file with a state_dict"):
+            digits(tmp_path, start=tmp_path / name)
+    torch.save(csq.models.digits_cnn(7).state_dict(), tmp_path / "seven.pt")
+    with pytest.raises(ValueError, match="(?s)seven.pt does not fit digits_cnn.*fc.weight"):
+        digits(tmp_path, start=tmp_path / "seven.pt")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "rows").exists()
+
+
+def test_checkpoints_of_all_three_kinds_are_read(tmp_path):
+    from safetensors.torch import save_file
+
+    state = csq.models.digits_cnn().state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    save_file(state, tmp_path / "a.safetensors")
+    rows.save_plain(csq.models.digits_cnn(), tmp_path / "b.pt.xz")
+    assert same_state(read_state(tmp_path / "a.pt"), state)
+    assert same_state(dict(sorted(read_state(tmp_path / "a.safetensors").items())), dict(sorted(state.items())))
+    fresh = csq.models.digits_cnn()
+    fresh.load_state_dict(read_state(tmp_path / "b.pt.xz"))
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "is not a row of results.*delete it"), ("[]", "is not a row of results"), ("{}", "is not a row of results"),
+    ('{"schema": 99}', "has schema 99, this version reads 1: run it again"),
+    ('{"schema": 1, "key": "k"}', "is not a row of results.*missing"),
+])  # fmt: skip
+def test_a_row_of_another_schema_or_none_is_refused_by_name(content, message, tmp_path):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=f"x.json {message}"):
+        load_rows(tmp_path)
+
+
+def test_no_rows_are_an_empty_table_with_all_columns(tmp_path):
+    assert list(load_rows(tmp_path)) == [f.name for f in dataclasses.fields(Row)] and load_rows(tmp_path).empty
+
+
+def test_every_row_in_the_book_can_be_read_and_names_its_start_by_digest():
+    table = load_rows()
+    assert table["accuracy"].between(0, 1).all() and not table["key"].duplicated().any()
+    assert table["start"].dropna().str.fullmatch(r"[\w.-]+, sha256 [0-9a-f]{16}").all()
+    assert set(table["method"]) <= set(METHODS) and set(table["profile"]) <= set(PROFILES)
+    assert not table["commit"].isna().any()
+
+
+def test_real_images_train_and_keep_their_budget(cifar10_root, tmp_path, monkeypatch):
+    monkeypatch.setitem(PROFILES, "smoke", dataclasses.replace(PROFILES["smoke"], images={"resnet20": 256}))
+    row = csq.reproduce("csq", target=3.0, data_root=cifar10_root, results=tmp_path, run_dir=tmp_path / "run",
+                        keep=True, progress=False, device="cpu")  # fmt: skip
+    assert row.data == "cifar10" and row.train_images == 256 and row.paper_bits <= 3.0 and len(row.scheme) == 22
+    assert (tmp_path / f"{row.key}.pt.xz").stat().st_size < row.original_bytes / 5  # few distinct weights pack well
