@@ -1,6 +1,6 @@
 # `make` explains the targets. Each that needs Python packages sets up .venv first, or finds it up to date (.ci/setup).
 # All paths are relative, so that the folder may have spaces in its name.
-.PHONY: help setup book test demo serve notebooks bench lint clean distclean
+.PHONY: help setup book test demo serve notebooks reproduce bench lint clean distclean
 
 BIN := .venv/bin
 # The networks of pages and tests are so small that a second thread only gets in the way of the first.
@@ -37,6 +37,10 @@ serve: setup ## serve the built book on localhost, port PORT; build it first if 
 
 notebooks: setup ## renew and execute each paired notebook in book/ from its page
 	$(ONE_THREAD) $(BIN)/python book/_ext/pair.py
+
+# All variables of the command line go on, so that a misspelt one is refused; only the set-up's own are kept back.
+reproduce: setup ## run the reproduction pages: PROFILE=smoke|cpu|full TARGETS="2 3" SEEDS="0 1" METHODS=csq PAGES=... START=...
+	$(BIN)/python book/_ext/reproduce.py $(filter-out PYTHON=% NEED_GB=%,$(MAKEOVERRIDES))
 
 bench: setup ## measure step times, memory and digits accuracy; JSON goes to book/results
 	$(BIN)/python -m csq_mini.bench

@@ -80,7 +80,9 @@ PROFILES: Mapping[str, Profile] = {
     "cpu": Profile(
         "an hour or less on two CPU cores, from a float checkpoint where one is given",
         {},
-        {"search_epochs": 5, "finetune_epochs": 2, "batch_size": 128, "lr": 0.02, "logit_lr": 0.5,
+        # A trained network fits its training images already, so a long search says little more about its layers, and
+        # lets their masks hover between open and closed; the time is better spent on the finetune.
+        {"search_epochs": 2, "finetune_epochs": 5, "batch_size": 128, "lr": 0.01, "logit_lr": 0.2,
          "warmup_epochs": 0.2, "recalibration_batches": 10, "checkpoint_steps": 200},
     ),
     "full": Profile("the whole recipe, on one GPU", {}, {}, needs_gpu=True),
@@ -128,7 +130,7 @@ def reproduce(
     if PROFILES[profile].needs_gpu and not torch.cuda.is_available() and device == "cpu":
         raise ValueError(f"profile {profile!r} needs a GPU, and torch sees none: use profile 'cpu' or 'smoke'")
     origin = _name_of(start)
-    key = _key(method, model, data, recipe, profile, epochs)
+    key = _key(method, model, data, recipe, profile, epochs, start is not None)
     folder = Path(results) if results is not None else default_results()
     if (there := _row_there(folder, key)) and _same_run(there, recipe, origin):
         return there
@@ -190,8 +192,10 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is no {path.suffix} file with a state_dict ({error})") from error
 
 
-def _key(method: str, model: str, data: str, recipe: Recipe, profile: str, epochs: int | None) -> str:
-    parts = [model, data, method]
+def _key(
+    method: str, model: str, data: str, recipe: Recipe, profile: str, epochs: int | None, pretrained: bool
+) -> str:  # fmt: skip
+    parts = [model, data, *(["pretrained"] if pretrained else []), method]
     parts += [f"w{recipe.target:g}"] if recipe.target is not None else []
     parts += [f"a{recipe.activation_bits}"] if recipe.activation_bits is not None else []
     return "-".join([*parts, profile, *([f"{epochs}epochs"] if epochs else []), f"seed{recipe.seed}"])

@@ -8,7 +8,7 @@ that a phone's column leaves legible.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,10 +24,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from . import models
 from .conversion import Integers
 from .reports import Report
+from .rows import Row
+from .verdicts import Verdict, best_rows, sample, weight_bits
 
 WIDTH = 5.0  # inches, 480 pixels on a page
+CLASSES = {"cifar100": 100}  # of the data sets that have not ten
 
 LOOK: dict[Any, Any] = {
     "figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4",
@@ -77,7 +81,7 @@ def training(history: pandas.DataFrame) -> Figure:
         axes["loss"].set(ylabel="training loss")
         if "beta" in axes:
             axes["beta"].semilogy(history["epoch"], history["beta"], color=colors[2])
-            axes["beta"].set(ylabel=r"temperature $\beta$")
+            axes["beta"].set(ylabel=r"temperature $\beta$", ylim=(min(0.8, history["beta"].min()), None))
         axes["soft"].plot(history["epoch"], history["soft"], color=colors[0], label="soft, as it trains")
         axes["soft"].plot(history["epoch"], history["hard"], color=colors[3], ls="--", label="hard, recalibrated")
         axes["soft"].set(ylabel="accuracy", xlabel="epoch", ylim=(0, 1.03))
@@ -118,31 +122,103 @@ def bits(history: pandas.DataFrame, target: float | None = None) -> Figure:
         return figure
 
 
-def scheme(report: Report) -> Figure:
-    """Planes of each layer as squares, most significant left, beside the layer's share of weights."""
-    n = max(len(row.planes) for row in report.rows)
+def scheme(report: Report | Row) -> Figure:
+    """Planes of each layer as squares, most significant left, beside the layer's share of weights.
+
+    ``report`` may also be a row of results, of a network that ``csq.models`` has.
+    """
+    layers = _shares(report) if isinstance(report, Row) else [(r.name, r.planes, r.share) for r in report.rows]
+    names, marks, shares = zip(*layers)
+    n = max(map(len, marks))
     with style() as colors:
-        figure = Picture(1.4 + 0.3 * len(report.rows))
+        figure = Picture(1.4 + 0.3 * len(layers))
         ax, side = figure.subplots(1, 2, sharey=True, width_ratios=(n, 4))
         look = {"1": (colors[0], None, "learned"), "F": (colors[1], "///", "filled"), ".": ("0.91", None, "dropped")}
-        for y, row in enumerate(report.rows):
-            for x, mark in enumerate(row.planes, n - len(row.planes)):
+        for y, (_, planes, share) in enumerate(layers):
+            for x, mark in enumerate(planes, n - len(planes)):
                 color, hatch, _ = look[mark]
                 ax.add_patch(Rectangle((x + 0.06, y - 0.4), 0.88, 0.8, fc=color, ec="white", lw=0, hatch=hatch))
-            share = f"{row.share:.0%}" if row.share >= 0.005 else "<1%"
-            side.text(100 * row.share, y, f" {share}", va="center", fontsize=11.5)
+            text = f"{share:.0%}" if share >= 0.005 else "<1%"
+            side.text(100 * share, y, f" {text}", va="center", fontsize=11.5)
         ax.set(xlim=(0, n), xticks=np.arange(n) + 0.5, xticklabels=range(n - 1, -1, -1), xlabel="plane")
-        ax.set(ylim=(len(report.rows) - 0.4, -0.6), yticks=range(len(report.rows)), ylabel="layer")
-        ax.set(yticklabels=[row.name for row in report.rows])
-        side.barh(range(len(report.rows)), [100 * row.share for row in report.rows], color="0.65")
-        side.set(xlabel="share of\nweights", xticks=[], xlim=(0, 145 * max(row.share for row in report.rows)))
+        ax.set(ylim=(len(layers) - 0.4, -0.6), yticks=range(len(layers)), yticklabels=names, ylabel="layer")
+        side.barh(range(len(layers)), [100 * share for share in shares], color="0.65")
+        side.set(xlabel="share of\nweights", xticks=[], xlim=(0, 145 * max(shares)))
         for axis in (ax, side):
             axis.grid(False)
             axis.tick_params(left=False, bottom=False)
             sns.despine(ax=axis, left=axis is ax, bottom=True)
-        shown = [look[mark] for mark in look if any(mark in row.planes for row in report.rows)]
+        shown = [look[mark] for mark in look if mark in "".join(marks)]
         handles = [Rectangle((0, 0), 1, 1, fc=color, ec="white", lw=0, hatch=hatch) for color, hatch, _ in shown]
         figure.legend(handles, [text for *_, text in shown], loc="outside upper center", ncols=3)
+        return figure
+
+
+def _shares(row: Row) -> list[tuple[str, str, float]]:
+    """Name, planes and share of all quantized weights, a layer; a row knows the planes, and its network the rest."""
+    model = models.get(row.model)(num_classes=CLASSES.get(row.data, 10))
+    counts = {name: model.get_parameter(f"{name}.weight").numel() for name in row.scheme}
+    return [(name, planes, counts[name] / sum(counts.values())) for name, planes in row.scheme.items()]
+
+
+def accuracy_size(rows: pandas.DataFrame, figures: Iterable[Mapping[str, Any]]) -> Figure:
+    """Accuracy against bits a weight: means of our CSQ runs, and published figures; float networks as lines.
+
+    Args:
+        rows: of one network and data set, see :func:`csq_mini.verdicts.select`.
+        figures: of published.yml; those without a value or a size are left out.
+    """
+    with style() as colors:
+        figure = Picture(4.4)
+        ax = figure.subplots()
+        for (name, points), color, marker in zip(_published_points(figures).items(), ["0.45", *colors[1:]], "_sv^"):
+            if name == "float":
+                for y, label in zip([y for _, y in points], ["float, published", *[""] * len(points)]):
+                    ax.axhline(y, color=color, lw=1.2, ls=":", label=label)
+            else:
+                ax.plot(*zip(*points), ls="", marker=marker, ms=8, mfc="white", mew=1.5, color=color, label=name)
+        for (method, _), group in rows.groupby(["method", "target"], dropna=False):
+            best = best_rows(group)
+            if method == "float" and len(best):
+                ax.axhline(sample(best).mean, color=colors[0], lw=1.5, ls="--", label="float, ours")
+            elif method == "csq" and len(best):
+                ours, look = sample(best), {"full": "o", "cpu": "D"}[best["profile"].iloc[0]]
+                ax.errorbar(best["paper_bits"].mean(), ours.mean, ours.spread or 0, fmt=look, ms=8, capsize=4,
+                            color=colors[0], label=f"CSQ, ours ({best['profile'].iloc[0]})", zorder=3)  # fmt: skip
+        ax.set(xlabel="bits a weight", ylabel="accuracy (%)", xlim=(0.8, 4.3), xticks=range(1, 5))
+        ax.margins(y=0.1)
+        by_label = dict(zip(*reversed(ax.get_legend_handles_labels())))  # each name once
+        figure.legend(by_label.values(), by_label, loc="outside upper center", ncols=2)
+        return figure
+
+
+def _published_points(figures: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Kind of figure -> its points, bits a weight and value; the kind is what it says up to a comma."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for figure in figures:
+        bits = weight_bits(figure)
+        if bits is not None and figure["value"] is not None:
+            points.setdefault(figure["what"].partition(",")[0], []).append((bits, figure["value"]))
+    return points
+
+
+def differences(found: Sequence[Verdict]) -> Figure:
+    """A bar for each verdict: how many points its runs lie above or below what they are compared with."""
+    with style() as colors:
+        figure = Picture(1.2 + 0.42 * len(found))
+        ax = figure.subplots()
+        points = [verdict.difference or 0.0 for verdict in found]
+        for y, (x, verdict) in enumerate(zip(points, found)):
+            ax.barh(y, x, 0.6, color=colors[0] if x >= 0 else colors[1])
+            text = "not run" if verdict.difference is None else f"{x:+.2f}"
+            ax.annotate(text, (max(x, 0), y), (4, 0), textcoords="offset points", va="center", fontsize=11.5)
+        ax.axvline(0, color="0.3", lw=1.2)
+        ax.set(yticks=range(len(found)), yticklabels=[verdict.claim["what"] for verdict in found])
+        ax.set(ylim=(len(found) - 0.4, -0.6), xlabel="difference in accuracy (points)")
+        low, high = min([0.0, *points]), max([0.0, *points])
+        reach = max(high - low, 1.0)
+        ax.set_xlim(low - 0.1 * reach, high + 0.35 * reach)  # room for the text
+        ax.grid(axis="y", visible=False)
         return figure
 
 

@@ -66,7 +66,7 @@ def test_digits_runs_are_trained_alike(monkeypatch):
 
     def fit(model, data, recipe, progress):
         seen[recipe.target, recipe.search_epochs] = recipe
-        return csq.Result(model, 0.5, None, None, recipe)
+        return csq.Result(model, 0.5, None, None, recipe, 1.0)
 
     monkeypatch.setattr(bench, "fit", fit)
     rows = [

@@ -296,6 +296,7 @@ def test_the_cache_path_follows_the_library_and_the_results(tmp_path):
         ("csq_mini/gates.py", "2"),
         ("csq_mini/baselines/bsq.py", "1"),
         ("book/results/run.json", "{}"),
+        ("book/reproductions/published.yml", "figures: []"),
     ):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)

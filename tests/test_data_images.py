@@ -8,10 +8,12 @@ import pytest
 import torch
 from archives import CLASS, FOLDER, damage, publish, put, tree
 from PIL import Image
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.transforms import functional as TF
 
 import csq_mini as csq
 from csq_mini import cli
+from csq_mini.activations import PACT
 from csq_mini.data import decode
 from csq_mini.data.transforms import CropFlip, Normalise
 
@@ -393,3 +395,20 @@ def test_a_folder_not_decoded_yet_is_named_with_what_to_do(animals, tmp_path, ca
     [line] = [line for line in capsys.readouterr().out.splitlines() if "animals-16" in line]
     classes = json.loads((tmp_path / "sets/animals-16/classes.json").read_text())
     assert "whole" in line and classes == ["ant", "bee", "cat"]
+
+
+@pytest.mark.parametrize("name", ["resnet18-imagenet", "resnet50-imagenet"])
+def test_the_imagenet_recipe_trains_on_a_small_folder(name, animals):
+    run(animals)
+    data = load(crop=16, valid=2)
+    # torchvision's own class and blocks, one block a stage: test_models.py has the networks whole.
+    basic = name.startswith("resnet18")  # whose width cannot be changed
+    model = ResNet(BasicBlock if basic else Bottleneck, [1, 1, 1, 1], data.classes, width_per_group=64 if basic else 4)
+    recipe = csq.recipes.get(name, search_epochs=1, finetune_epochs=1, batch_size=8, planes=2, target=1.5,
+                             recalibration_batches=1)  # fmt: skip
+    result = csq.fit(model, data, recipe, progress=False, device="cpu")
+    assert result.report.total.paper_bits <= 1.5 and recipe.activation_bits == 4
+    kinds = {type(m) for m in result.model.modules()}
+    assert PACT in kinds and torch.nn.ReLU not in kinds
+    names = set(csq.integers(result.model))
+    assert {"conv1", "fc", "layer2.0.downsample.0"} <= names  # first, last and shortcut are quantized and counted

@@ -90,7 +90,8 @@ def test_what_was_done_with_another_recipe_or_start_is_run_again(tmp_path, done)
     assert again.recipe == row.recipe and again.history_digest == row.history_digest
     started = digits(tmp_path, start=folder / "rows" / f"{row.key}.pt.xz", run_dir=tmp_path / "other")
     assert started.start.startswith(f"{row.key}.pt.xz, sha256 ") and started.start_accuracy == row.accuracy
-    assert read_row(rows_there / f"{row.key}.json") == started != again
+    assert started.key == "digits_cnn-digits-pretrained-csq-w3-smoke-seed0"  # replaces no run from random weights
+    assert read_row(rows_there / f"{started.key}.json") == started and read_row(rows_there / f"{row.key}.json") == again
 
 
 def test_a_run_that_was_cut_goes_on_and_ends_in_the_same_row(tmp_path, done, monkeypatch):
@@ -242,6 +243,14 @@ def test_every_row_in_the_book_can_be_read_and_names_its_start_by_digest():
     assert table["start"].dropna().str.fullmatch(r"[\w.-]+, sha256 [0-9a-f]{16}").all()
     assert set(table["method"]) <= set(METHODS) and set(table["profile"]) <= set(PROFILES)
     assert not table["commit"].isna().any()
+
+
+def test_every_row_in_the_book_was_made_by_the_recipe_as_it_is_now():
+    for row in (read_row(file) for file in sorted(rows.default_results().glob("*.json"))):
+        epochs = row.search_epochs + row.finetune_epochs if "epochs" in row.key else None
+        recipe = plan(row.method, row.model, row.data, row.target or 2.0, row.seed, row.profile,
+                      activation_bits=row.activation_bits, epochs=epochs)  # fmt: skip
+        assert experiments._same_run(row, recipe, row.start), f"{row.key} is stale: run it again"
 
 
 def test_real_images_train_and_keep_their_budget(cifar10_root, tmp_path, monkeypatch):

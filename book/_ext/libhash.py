@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def library_hash(root):
-    """Hash of all that pages read beside their own code: csq_mini's sources and book/results."""
-    digest = hashlib.sha256()
-    for file in sorted([*root.glob("csq_mini/**/*.py"), *root.glob("book/results/**/*.json")]):
+    """Hash of all that pages read beside their own code: csq_mini's sources, book/results, and lists (.yml)."""
+    digest, read = hashlib.sha256(), ("csq_mini/**/*.py", "book/results/**/*.json", "book/**/*.yml")
+    for file in sorted(file for pattern in read for file in root.glob(pattern)):
         content = file.read_bytes()
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]
