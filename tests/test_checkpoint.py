@@ -404,7 +404,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
     def second(outputs, targets):
         if not refused:
             before = contents(folder)
-            with pytest.raises(BlockingIOError, match="another run is using .*run: wait for it, or give another run_dir"):
+            with pytest.raises(BlockingIOError, match="another run is using .*run: wait for it, or give another"):
                 run(folder)
             refused.append(contents(folder) == before)
         return F.cross_entropy(outputs, targets)

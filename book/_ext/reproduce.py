@@ -72,20 +72,20 @@ def find_jobs(given):
     for key in ("start", "folder"):  # pages run elsewhere
         given |= {key: str(Path(given[key]).expanduser().resolve())} if given.get(key) else {}
     if given.get("start") and not Path(given["start"]).is_file():
-        raise FileNotFoundError(f"no checkpoint {given['start']}: give the path of a .safetensors, .npz or .pt file")
+        raise FileNotFoundError(f"no checkpoint {given['start']}: give the path of a .safetensors, .pt or .pt.xz file")
     jobs = []
     for name in names or book:
         if name not in book:
             raise ValueError(unknown("page", name, book))
         page = PAGES / f"{name}.ipynb"
-        values = {"folder": str(ROOT), **read_parameters(page, given)}
+        values = read_parameters(page, given)
         if values["profile"] not in experiments.PROFILES:
             raise ValueError(unknown("profile", values["profile"], experiments.PROFILES))
         plans = book[name]["runs"].get(values["profile"], [{}] if names else [])
         if not plans:
             print(f"{name}: nothing is planned in profile {values['profile']}; PAGES={name} runs it all the same")
         for plan in plans[:1] if PLANNED & set(values) else plans:
-            jobs += split(page, {"seeds": [0], **plan, **values}, book[name]["rows"])
+            jobs += split(page, {"folder": str(ROOT), "start": "", "seeds": [0], **plan, **values}, book[name]["rows"])
     return jobs
 
 
