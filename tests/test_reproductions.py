@@ -111,7 +111,8 @@ def test_plans_become_a_job_a_page_and_seed():
     assert names == [f"resnet20-full{more}-seed{seed}" for more in ("", "-200epochs") for seed in (0, 1, 2)]
     [(name, page, values)] = jobs_of("PROFILE=cpu")  # of the others nothing is planned
     assert name == "resnet20-cpu-seed0" and page == reproduce.PAGES / "resnet20.ipynb"
-    assert values == {"profile": "cpu", "folder": str(ROOT), "methods": ["csq"], "targets": [2, 3, 4], "seeds": [0]}
+    plan = {"methods": ["csq"], "targets": [2, 3, 4], "seeds": [0]}
+    assert values == {"profile": "cpu", "folder": str(ROOT), "start": "", **plan}  # whatever the page begins from
     assert {page.stem for _, page, _ in jobs_of()} == set(NAMES)
     assert len(jobs_of("PROFILE=cpu", "PAGES=ablations")) == 1  # not planned, but named
 
@@ -122,6 +123,7 @@ def test_given_words_take_the_place_of_the_plan():
     assert jobs[1][2] == {
         "profile": "full",
         "folder": str(ROOT),
+        "start": "",
         "targets": [2.0, 2.5],
         "methods": ["csq"],
         "seeds": [5],
