@@ -74,7 +74,7 @@ class Profile:
 PROFILES: Mapping[str, Profile] = {
     "smoke": Profile(
         "half a minute on two CPU cores: shows that everything works, not how well",
-        {"resnet20": 2560, "vgg19bn": 96, "digits_cnn": 1000},
+        {"resnet20": 2560, "vgg19bn": 96},
         {"search_epochs": 2, "finetune_epochs": 1, "batch_size": 64, "lr": 0.02, "logit_lr": 0.5, "strength": 1.0,
          "warmup_epochs": 0.2, "recalibration_batches": 4},
     ),

@@ -283,7 +283,9 @@ def without_first_cell(file):
     return text
 
 
-def test_the_cache_path_follows_the_library_and_the_results(tmp_path):
+def test_the_cache_path_follows_library_results_and_data(tmp_path, monkeypatch):
+    monkeypatch.delenv("CSQ_DATA", raising=False)
+
     def cache_path():
         app, config = SimpleNamespace(outdir=tmp_path / "_build/html", srcdir=tmp_path), SimpleNamespace()
         libhash.set_cache_path(app, config)
@@ -297,6 +299,7 @@ def test_the_cache_path_follows_the_library_and_the_results(tmp_path):
         ("csq_mini/baselines/bsq.py", "1"),
         ("book/results/run.json", "{}"),
         ("book/reproductions/published.yml", "figures: []"),
+        ("data/cifar10/batch", "1"),
     ):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 
 def library_hash(root):
-    """Hash of all that pages read beside their own code: csq_mini's sources, book/results, and lists (.yml)."""
+    """Hash of all that pages read beside their own code: csq_mini's sources, book/results, lists (.yml), data sets."""
     digest, read = hashlib.sha256(), ("csq_mini/**/*.py", "book/results/**/*.json", "book/**/*.yml")
     for file in sorted(file for pattern in read for file in root.glob(pattern)):
         content = file.read_bytes()
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    data = root / Path(os.environ.get("CSQ_DATA", "data")).expanduser()  # a page trains on what is there
+    digest.update(" ".join(sorted(place.name for place in data.glob("*"))).encode())
     return digest.hexdigest()[:16]
 
 
