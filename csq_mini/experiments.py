@@ -83,7 +83,7 @@ PROFILES: Mapping[str, Profile] = {
         {},
         # A trained network fits its training images already, so a long search says little more about its layers, and
         # lets their masks hover between open and closed; the time is better spent on the finetune.
-        {"search_epochs": 2, "finetune_epochs": 5, "batch_size": 128, "lr": 0.01, "logit_lr": 0.2,
+        {"search_epochs": 2, "finetune_epochs": 5, "batch_size": 128, "lr": 0.01, "logit_lr": 0.5,
          "warmup_epochs": 0.2, "recalibration_batches": 10, "checkpoint_steps": 200},
     ),
     "full": Profile("the whole recipe, on one GPU", {}, {}, needs_gpu=True),

@@ -96,8 +96,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     Args:
         model: any model; one without batch norm is returned as it is. Its training mode, and
             everything but the running statistics, stay as they were.
-        batches: finite; inputs, or tuples and lists that begin with the inputs. Inputs are moved to
-            the model's device.
+        batches: finite; inputs, or tuples and lists that begin with the inputs, as training sees
+            them, augmentation included. Inputs are moved to the model's device.
 
     Returns:
         The same model.

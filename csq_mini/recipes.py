@@ -39,8 +39,8 @@ class Recipe:
         one_rate: gives every parameter the rate ``lr``, logits too; to see what their own rates are for.
         activation_bits: bits of every ReLU's output, by PACT; None leaves activations float.
         beta_start, beta_end: temperature at both ends of each phase.
-        recalibration_batches: batches of up to 512 training images that re-estimate batch norm
-            before a hard model is judged; 0 keeps the statistics of the soft weights.
+        recalibration_batches: batches of up to 512 training images, augmented, that re-estimate
+            batch norm before a hard model is judged; 0 keeps the statistics of the soft weights.
         checkpoint_steps: steps between checkpoints, if the run has a folder.
 
     Raises:

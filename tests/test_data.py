@@ -223,3 +223,15 @@ def test_the_data_root_is_what_is_given_else_csq_data_else_data(monkeypatch, tmp
 def test_every_data_set_is_found_by_its_name():
     assert set(csq.data.DATA) == {"digits", "cifar10", "cifar100", "fashion_mnist", "image_folder"}
     assert all(csq.data.get(name) is getattr(csq.data, name) for name in csq.data.DATA)
+
+
+def test_batches_are_augmented_on_request_and_the_same_every_time():
+    data = numbered(9, lambda x, g: x + torch.rand(x.shape, generator=g))
+    plain = torch.cat([x for x, _ in data.batches("train", 4)])
+    assert torch.equal(plain, data.train[0])
+    first, again, other = (torch.cat([x for x, _ in data.batches("train", 4, seed)]) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    noise = first - plain
+    assert ((noise >= 0) & (noise < 1)).all() and len(noise.unique()) > 4  # each batch with numbers of its own
+    bare = numbered(9)
+    assert torch.equal(torch.cat([x for x, _ in bare.batches("train", 4, 0)]), bare.train[0])

@@ -492,6 +492,13 @@ def test_without_recalibration_the_statistics_are_those_of_the_soft_weights():
     assert torch.equal(soft.model[0].weight, fresh.model[0].weight)
 
 
+def test_a_hard_model_s_statistics_are_those_of_augmented_images():
+    data = few_digits(augment=lambda x, generator: x + 5)
+    model = short_fit(data=data, recipe=SHORT.replace(recalibration_batches=1)).model
+    x = torch.nn.functional.conv2d(data.train[0] + 5, model[0].weight, model[0].bias, padding=1)
+    assert torch.allclose(model[1].running_mean, x.mean((0, 2, 3)), atol=1e-4)
+
+
 def test_one_rate_gives_every_parameter_the_same():
     seen = []
     step = torch.optim.SGD.step

@@ -75,12 +75,14 @@ class Data:
         train, valid, test = ((x.to(place), y.to(place)) for x, y in (self.train, self.valid, self.test))
         return replace(self, train=train, valid=valid, test=test, device=place)
 
-    def batches(self, split: str, size: int) -> Iterator[Split]:
-        """One pass through a split in order, without augmentation, the last batch smaller if need be.
+    def batches(self, split: str, size: int, augment_seed: int | None = None) -> Iterator[Split]:
+        """One pass through a split in order, the last batch smaller if need be.
 
         Args:
             split: "train", "valid" or "test".
             size: images a batch, at least 1.
+            augment_seed: augments the images as training does, each batch by a generator of this seed
+                and its number; None shows them as they are.
 
         Yields:
             Prepared inputs ``[size, ...]`` and targets ``[size, ...]`` on the device.
@@ -91,7 +93,9 @@ class Data:
         if split not in SPLITS:
             raise ValueError(unknown("split", split, SPLITS))
         x, y = getattr(self, split)
-        return (self._ready(*part) for part in zip(x.split(_checked(size)), y.split(size)))
+        parts = enumerate(zip(x.split(_checked(size)), y.split(size)))
+        seed = augment_seed
+        return (self._ready(*part, None if seed is None else _generator(seed, 2, i)) for i, part in parts)
 
     def training_batch(self, size: int, seed: int, step: int) -> Split:
         """Batch number ``step`` of an endless training: each epoch in a new order, remainder left out.
