@@ -5,6 +5,7 @@
     budget = csq.Budget(model, target=2.0)      # 2 bits a weight, on average over the layers
     ...                                         # your loop: set_temperature, loss + budget.penalty()
     exact = csq.harden(model)                   # a plain torch model on integers
+    csq.save_packed(exact, "model.safetensors") # in a file that is as small as its bits
 
 Method: CSQ, Xiao et al., DAC 2023 (arXiv 2212.02770). The book derives it; README.md has the loop.
 """
@@ -18,17 +19,22 @@ from . import data, models, recipes
 from .activations import quantize_activations
 from .budget import Budget
 from .conversion import Integers, convert, harden, integers, set_temperature
+from .deploy import fold_batch_norm
 from .experiments import reproduce
 from .gates import gate, temperature
 from .loop import accuracy, parameter_groups, recalibrate
+from .onnx_export import export_onnx
+from .packed_format import Packed, PackedFileError, verify_packed
+from .packing import load_packed, save_packed
 from .recipes import Recipe
 from .reports import Report, report
 from .training import Result, evaluate, fit
 
 __all__ = [
-    "Budget", "Integers", "Recipe", "Report", "Result", "accuracy", "convert", "data", "evaluate",
-    "fit", "gate", "harden", "integers", "models", "parameter_groups", "plots", "quantize_activations",
-    "recalibrate", "recipes", "report", "reproduce", "set_temperature", "temperature",
+    "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "accuracy", "convert", "data",
+    "evaluate", "export_onnx", "fit", "fold_batch_norm", "gate", "harden", "integers", "load_packed", "models",
+    "parameter_groups", "plots", "quantize_activations", "recalibrate", "recipes", "report", "reproduce",
+    "save_packed", "set_temperature", "temperature", "verify_packed",
 ]  # fmt: skip
 
 

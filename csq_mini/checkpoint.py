@@ -3,7 +3,7 @@
     run.json         what is run: recipe, model, data, format version
     checkpoint.pt    state after some step: model, optimizer, random numbers, history so far
     history.jsonl    a row an epoch
-    result.json      accuracy on the test split and totals; model.pt the hardened state_dict
+    result.json      accuracy on the test split, totals and scheme; model.pt the hardened state_dict
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from . import parallel
+from .activations import activation_bits
 from .conversion import unwrap
 
 if TYPE_CHECKING:
@@ -182,8 +183,12 @@ class RunFolder:
         if not self.writes:
             return
         write_whole(self.path / "model.pt", lambda file: torch.save(model.state_dict(), file))
-        totals = vars(report.total) if report else {}
-        write_json(self.path / "result.json", {"accuracy": accuracy, **totals})
+        found: dict[str, Any] = dict(vars(report.total)) if report else {}
+        if report:  # what csq-mini pack needs beside the weights
+            found["scheme"] = {row.name: row.planes for row in report.rows}
+            found["architecture"] = getattr(model, "csq_architecture", None)
+            found["activations"] = activation_bits(model)
+        write_json(self.path / "result.json", {"accuracy": accuracy, **found})
 
     def _refuse_foreign(self) -> None:
         names = {p.name for p in self.path.iterdir()}

@@ -16,6 +16,8 @@ import torch
 from . import __version__, data, models, parallel, recipes
 from .data.listing import listing
 from .experiments import METHODS, PROFILES, SETUPS, reproduce
+from .packed_format import verify_packed
+from .pretrained import pack_run
 from .training import fit
 
 
@@ -54,6 +56,29 @@ def repeat(args: argparse.Namespace) -> int:
     row = reproduce(**{name: getattr(args, name) for name in names}, progress=not args.quiet)
     print(f"{row.key}: accuracy {row.accuracy:.4f} at {row.paper_bits:.3f} paper bits, {row.bytes} bytes")
     print(f"{row.seconds:.0f} s, {row.images_per_second:.0f} images/s")
+    return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """Print what a packed file holds."""
+    print(verify_packed(args.file))
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Check a packed file, and say that it is sound."""
+    packed = verify_packed(args.file)
+    print(f"{args.file} is sound: {len(packed.layers)} quantized layers, {packed.file_bytes} bytes, "
+          f"sha-256 {packed.sha256}")  # fmt: skip
+    return 0
+
+
+def pack(args: argparse.Namespace) -> int:
+    """Pack a finished run into one file."""
+    run = Path(args.run)
+    file = Path(args.out) if args.out else run.with_suffix(".safetensors")
+    written = pack_run(run, file)
+    print(f"{file}: {written} bytes (csq-mini inspect {file})")
     return 0
 
 
@@ -140,6 +165,16 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("--keep", action="store_true", help="keep the hardened model's state beside the row")
     _add_common(again)
     again.set_defaults(call=repeat)
+    look = commands.add_parser("inspect", help="what a packed file holds: layers, planes, bits, bytes")
+    look.add_argument("file", metavar="FILE")
+    look.set_defaults(call=inspect)
+    sound = commands.add_parser("verify", help="check a packed file; exit code 2 if anything is wrong with it")
+    sound.add_argument("file", metavar="FILE")
+    sound.set_defaults(call=verify)
+    into = commands.add_parser("pack", help="pack a finished run into one file")
+    into.add_argument("run", metavar="RUN", help="run folder, or the .json of a row of results that was kept")
+    into.add_argument("--out", metavar="FILE", help="file to write (default: the run's name with .safetensors)")
+    into.set_defaults(call=pack)
     there = commands.add_parser("data", help="data sets there, whether they are whole, and how to get them")
     there.add_argument("--root", metavar="DIR", help="data root; if not given, CSQ_DATA, else data")
     there.set_defaults(call=list_data)

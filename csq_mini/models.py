@@ -6,8 +6,11 @@ that :func:`csq_mini.quantize_activations` finds it. :func:`get` finds a network
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,6 +32,21 @@ def _start(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
+def _named(build: Callable[..., nn.Module]) -> Callable[..., Any]:
+    """Notes on the model how it was built, as ``csq_architecture``, so that a packed file can say so."""
+
+    @functools.wraps(build)
+    def named(*args: Any, **kwargs: Any) -> nn.Module:
+        bound = inspect.signature(build).bind(*args, **kwargs)
+        bound.apply_defaults()
+        model = build(*args, **kwargs)
+        model.csq_architecture = {"name": build.__name__, "arguments": dict(bound.arguments)}  # type: ignore[assignment]
+        return model
+
+    return named
+
+
+@_named
 def digits_cnn(num_classes: int = 10) -> nn.Sequential:
     """A depthwise-separable CNN of eight layers for 8x8 images: 1 832 weights, none idle.
 
@@ -103,6 +121,7 @@ class ResNetCIFAR(nn.Module):
         return self.fc(y.mean((2, 3)))
 
 
+@_named
 def resnet20(num_classes: int = 10) -> ResNetCIFAR:
     """ResNet-20 for CIFAR, with 1x1 convolutions as shortcuts: 270 896 weights in 22 layers.
 
@@ -118,6 +137,7 @@ def resnet20(num_classes: int = 10) -> ResNetCIFAR:
     return ResNetCIFAR(3, num_classes)
 
 
+@_named
 def vgg19bn(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     """VGG-19 with batch norm for CIFAR: 20 024 000 weights in 17 layers.
 
@@ -147,6 +167,7 @@ def vgg19bn(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     return model
 
 
+@_named
 def resnet18(num_classes: int = 1000) -> nn.Module:
     """torchvision's ResNet-18, not trained: 11 678 912 weights in 21 layers.
 
@@ -169,6 +190,7 @@ def resnet18(num_classes: int = 1000) -> nn.Module:
     return torchvision.models.resnet18(weights=None, num_classes=num_classes)
 
 
+@_named
 def resnet50(num_classes: int = 1000) -> nn.Module:
     """torchvision's ResNet-50, not trained: 25 502 912 weights in 54 layers.
 
@@ -196,3 +218,18 @@ def get(name: str) -> Callable[..., nn.Module]:
     if name not in MODELS:
         raise ValueError(unknown("model", name, MODELS))
     return MODELS[name]
+
+
+def pretrained(name: str) -> nn.Module:
+    """A trained and exactly quantized network that comes with the library: "resnet20-cifar10-2bit".
+
+    Returns:
+        A plain module in evaluation mode. ``csq_row`` is the row of results of the run that it came
+        from, with its accuracy; what it wants as input is what that run's data set gives.
+
+    Raises:
+        ValueError: for an unknown name, with near ones.
+    """
+    from .pretrained import load  # it stands above the models
+
+    return load(name)

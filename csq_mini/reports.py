@@ -101,14 +101,16 @@ class Report:
         ]
 
     def __str__(self) -> str:
-        head = ("layer", "kind", "shape", "weights", "share", "planes", "paper", "stored", "bytes")
-        body = [
+        head: tuple[str, ...] = ("layer", "kind", "shape", "weights", "share", "planes", "paper", "stored", "bytes")
+        body: list[tuple[str, ...]] = [
             (r.name or "(model)", r.kind, "x".join(map(str, r.shape)), str(r.weights), f"{r.share:.1%}",
              r.planes, str(r.paper_bits), str(r.stored_bits), str(r.bytes))
             for r in self.rows
         ]  # fmt: skip
+        if not any(r.kind for r in self.rows):  # a packed file does not know
+            head, *body = (row[:1] + row[2:] for row in (head, *body))
         widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
-        left = {0, 1, 2, 5}
+        left = {i for i, title in enumerate(head) if title in ("layer", "kind", "shape", "planes")}
         lines = [
             "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
             for row in (head, *body)

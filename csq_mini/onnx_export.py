@@ -1,0 +1,224 @@
+"""Export to ONNX: every quantized weight an integer tensor and a DequantizeLinear, in standard operators.
+
+DequantizeLinear computes step * code, as our hardened layers do, so the graph has the very same
+weights. ONNX knows integers of 2, 4, 8 and 16 bits and no others: a layer gets the narrowest that
+holds its codes, and the report says what that costs beyond a packed file.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .activations import LEAST_CLIP, PACT
+from .checkpoint import write_whole
+from .conversion import Integers, integers, unwrap
+from .packed_format import weight_key
+from .reports import stored_bits
+
+WIDTHS = (2, 4, 8, 16)
+OPSETS = {2: (25, 13), 4: (21, 10), 8: (21, 10), 16: (21, 10)}
+"""Bits -> the operator set and the file version (IR) that know integers of that width."""
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """One quantized layer of an ONNX file."""
+
+    name: str
+    weights: int
+    stored_bits: int  # that a packed file needs
+    onnx_bits: int
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes that ONNX stores beyond the packed file."""
+        return math.ceil(self.weights * self.onnx_bits / 8) - math.ceil(self.weights * self.stored_bits / 8)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export_onnx` wrote: ``print`` it for a table of the layers."""
+
+    path: Path
+    file_bytes: int
+    opset: int
+    layers: tuple[ExportedLayer, ...]
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [f"{'layer':{width}}  weights  stored bits  ONNX type  bytes beyond packed"]
+        lines += [
+            f"{x.name:{width}}  {x.weights:7}  {x.stored_bits:11}  {f'INT{x.onnx_bits}':>9}  {x.extra_bytes:19}"
+            for x in self.layers
+        ]
+        extra = sum(layer.extra_bytes for layer in self.layers)
+        return "\n".join([*lines, f"{self.path}: {self.file_bytes} bytes, opset {self.opset}; ONNX has no integers of "
+                          f"other widths, which costs {extra} bytes beyond a packed file"])  # fmt: skip
+
+
+def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: str | Path) -> Exported:
+    """Write a hardened model as ONNX, its weights as INT2, INT4, INT8 or INT16 with DequantizeLinear.
+
+    Batch norm stays an operator of its own, because folded into the weights it would destroy their
+    integers; see :func:`csq_mini.fold_batch_norm` for that. Activations quantized by PACT become a
+    QuantizeLinear and DequantizeLinear pair. The first dimension of every input is free.
+
+    Args:
+        model: from :func:`csq_mini.harden` or :func:`csq_mini.load_packed`; float32.
+        example: an input, or a tuple of inputs, with at least two examples in a batch.
+        path: of the file, written whole or not at all.
+
+    Returns:
+        An :class:`Exported`, which says what each layer takes.
+
+    Raises:
+        ValueError: if the model is not hardened, not float32, or its graph lacks a weight.
+        ImportError: without the packages of the extra ``export``.
+
+    Source: ONNX operators DequantizeLinear-21 (INT4) and -25 (INT2).
+    """
+    onnx = _import()
+    model = unwrap(model)
+    found = integers(model)
+    wrong = [name for name, t in model.state_dict().items() if t.is_floating_point() and t.dtype != torch.float32]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is not float32: export a float32 model (hardened from model.float())")
+    widths = {name: _width(found[name]) for name in found}
+    opset, ir_version = OPSETS[2] if 2 in widths.values() else OPSETS[4]
+    inputs = example if isinstance(example, tuple) else (example,)
+    proto = _with_integers(_graph(model, inputs), found, widths)
+    proto.ir_version = ir_version
+    proto.opset_import[0].version = opset
+    _strip(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    _check_codes(proto, found)
+    blob = proto.SerializeToString(deterministic=True)
+    write_whole(Path(path), lambda file: file.write(blob))
+    layers = tuple(ExportedLayer(n, i.codes.numel(), stored_bits(i.codes), widths[n]) for n, i in found.items())
+    return Exported(Path(path), len(blob), opset, layers)
+
+
+def _import() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (what torch.onnx needs)
+    except ImportError as error:
+        raise ImportError('the ONNX export needs: pip install "csq-mini[export]"') from error
+    return onnx
+
+
+def _width(ints: Integers) -> int:
+    low, high = (int(ints.codes.min()), int(ints.codes.max())) if ints.codes.numel() else (0, 0)
+    return next(bits for bits in WIDTHS if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
+
+
+class _Quantize(nn.Module):
+    """PACT in ONNX's operators: clip, then integers, then their values."""
+
+    clip: Tensor
+    step: Tensor
+    zero: Tensor
+
+    def __init__(self, pact: PACT):
+        super().__init__()
+        clip = pact.alpha.detach().float().clamp(min=LEAST_CLIP)
+        self.register_buffer("clip", clip)
+        self.register_buffer("step", clip / torch.full_like(clip, 2**pact.bits - 1))
+        self.register_buffer("zero", torch.zeros((), dtype=torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        clipped = torch.minimum(torch.relu(x), self.clip)
+        codes = torch.onnx.ops.symbolic("QuantizeLinear", (clipped, self.step, self.zero), dtype=torch.uint8,
+                                        shape=x.shape)  # fmt: skip
+        return torch.onnx.ops.symbolic("DequantizeLinear", (codes, self.step, self.zero), dtype=x.dtype, shape=x.shape)
+
+
+def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The float graph as torch exports it, nothing folded: an optimizer would fold batch norm into the weights."""
+    model = copy.deepcopy(model).cpu().eval()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PACT):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _Quantize(module))
+    batch = torch.export.Dim("batch")
+    names = [f"input{i or ''}" for i in range(len(inputs))]
+    program = torch.onnx.export(
+        model, tuple(x.cpu() for x in inputs), dynamo=True, optimize=False, verbose=False, opset_version=21,
+        input_names=names, output_names=["output"], dynamic_shapes=tuple({0: batch} for _ in inputs),
+    )  # fmt: skip
+    assert program is not None
+    return program.model_proto
+
+
+def _with_integers(proto: Any, found: Mapping[str, Integers], widths: Mapping[str, int]) -> Any:
+    """The graph with every quantized weight computed from its integers; what follows from shapes alone is folded."""
+    import onnx
+
+    graph = proto.graph
+    places = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+    for name, ints in found.items():
+        key = weight_key(name)
+        if key not in places:
+            raise ValueError(f"the exported graph has no {key}: is the layer used in forward?")
+        graph.initializer.remove(places[key])
+        kind = getattr(onnx.TensorProto, f"INT{widths[name]}")
+        values = ints.codes.cpu().numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+        graph.initializer.append(onnx.numpy_helper.from_array(values, f"{key}.codes"))  # raw: as dense as the type
+        graph.initializer.append(onnx.helper.make_tensor(f"{key}.step", onnx.TensorProto.FLOAT, [], [ints.step]))
+        nodes.append(onnx.helper.make_node("DequantizeLinear", [f"{key}.codes", f"{key}.step"], [key], name=key))
+        graph.value_info.append(onnx.helper.make_tensor_value_info(key, onnx.TensorProto.FLOAT, list(ints.shape)))
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+    return _fold_shapes(proto)
+
+
+def _fold_shapes(proto: Any) -> Any:
+    """Compute once what the exporter computes from a weight's shape, such as the zeros it adds for a bias."""
+    import onnx_ir
+    from onnxscript.optimizer import fold_constants
+
+    model = onnx_ir.from_proto(proto)
+    fold_constants(model, should_fold=lambda node: False if node.op_type == "DequantizeLinear" else None)
+    onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
+    return onnx_ir.to_proto(model)
+
+
+def _strip(proto: Any) -> None:
+    """Remove what only the exporting machine can read: stack traces, paths, names of Python classes."""
+    proto.doc_string = proto.graph.doc_string = ""
+    proto.producer_name, proto.producer_version = "csq-mini", ""
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+        if hasattr(part, "doc_string"):
+            part.doc_string = ""
+
+
+def _check_codes(proto: Any, found: Mapping[str, Integers]) -> None:
+    there = codes_of(proto)
+    for name, ints in found.items():
+        if not torch.equal(there[weight_key(name)], ints.codes.to(torch.int64)):
+            raise ValueError(f"{weight_key(name)} did not survive the export: please report this")
+
+
+def codes_of(proto: Any) -> dict[str, Tensor]:
+    """The integers in an ONNX file (or a loaded model): weight name -> int64 codes in the weight's shape."""
+    import numpy as np
+    import onnx
+
+    proto = onnx.load(proto) if isinstance(proto, (str, Path)) else proto
+    ending = ".codes"
+    return {
+        tensor.name.removesuffix(ending): torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype(np.int64))
+        for tensor in proto.graph.initializer if tensor.name.endswith(ending)
+    }  # fmt: skip
