@@ -357,7 +357,7 @@ def test_mutated_contents_with_a_right_digest_are_refused_or_say_the_same_as_a_s
 # What comes with the library, and the command
 
 
-@pytest.mark.parametrize("name", ["resnet20-cifar10-2bit", "resnet20-cifar10-3bit"])
+@pytest.mark.parametrize("name", [f"resnet20-cifar10-{bits}bit" for bits in (2, 3, 4)])
 def test_pretrained_networks_are_those_of_their_rows(name):
     from csq_mini.experiments import read_state
     from csq_mini.rows import default_results, read_row
