@@ -126,6 +126,7 @@ def reproduce(
             there is none, a checkpoint that does not fit, or a run folder of another run.
         FileNotFoundError: if the data set or the checkpoint is not there.
     """
+    made_by = commit()  # now, for the sources may have changed when the run ends
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     recipe = plan(method, model, data, target, seed, profile, activation_bits=activation_bits, epochs=epochs)
     if PROFILES[profile].needs_gpu and not torch.cuda.is_available() and device == "cpu":
@@ -144,7 +145,7 @@ def reproduce(
         _load(network, read_state(start), start, model)
         began = evaluate(network.to(device), loaded.to(device))
     result = fit(network, loaded, recipe, run_dir=run_dir or Path("runs") / key, device=device, progress=progress)
-    row = _row(result, loaded, key, method, model, data, seed, profile, origin, began, device)
+    row = _row(result, loaded, key, method, model, data, seed, profile, origin, began, device, made_by)
     write_row(folder, row, result.history, result.model if keep else None)
     return row
 
@@ -235,7 +236,7 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def _row(
     result: Result, data: datasets.Data, key: str, method: str, model: str, data_name: str, seed: int, profile: str,
-    origin: str | None, began: float | None, device: str,
+    origin: str | None, began: float | None, device: str, made_by: str | None,
 ) -> Row:  # fmt: skip
     recipe, total = result.recipe, result.report.total if result.report else None
     size = sum(t.numel() * t.element_size() for t in result.model.state_dict().values())
@@ -247,7 +248,7 @@ def _row(
         total.bytes + total.float_bytes if total else size, total.original_bytes if total else size,
         {row.name: row.planes for row in result.report.rows} if result.report else {},
         _digest(result.history), result.seconds, statistics.median(result.history["images_per_second"]),
-        torch.device(device).type, hardware(device), versions(), commit(), _plain(recipe),
+        torch.device(device).type, hardware(device), versions(), made_by, _plain(recipe),
     )  # fmt: skip
 
 
