@@ -1,11 +1,14 @@
 # `make` explains the targets. Each that needs Python packages sets up .venv first, or finds it up to date (.ci/setup).
 # All paths are relative, so that the folder may have spaces in its name.
-.PHONY: help setup book test demo serve notebooks reproduce bench lint clean distclean
+.PHONY: help setup book test colab pdf links demo serve notebooks reproduce bench lint clean distclean
 
 BIN := .venv/bin
 # The networks of pages and tests are so small that a second thread only gets in the way of the first.
 ONE_THREAD := OMP_NUM_THREADS=1
 PORT ?= 8000
+# How many tests or notebooks run at a time. loadfile: all cells of a notebook in one process, in their order.
+JOBS ?= 2
+PYTEST := $(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 help: ## explain the targets (this list)
 	@echo "make TARGET, where TARGET is one of"
@@ -15,16 +18,26 @@ help: ## explain the targets (this list)
 setup: ## make .venv, or bring it up to date (first time: 2 to 15 minutes, 6 GB)
 	@sh .ci/setup
 
-# --all: a page left alone is not checked again, and its warning would be forgotten. Executed cells come from the cache.
+# --all: a page left alone is not checked again, and its warning would be forgotten. Executed cells come from the cache,
+# and pages that it does not know are executed two at a time (book/_ext/execute.py).
 book: setup ## execute every page and build the book into _build/html
 	$(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "The book: $(CURDIR)/_build/html/index.html (or: make serve)"
 
-test: setup ## run every test, with coverage, then every notebook
+test: setup ## run every test, with coverage, then every notebook; JOBS=2 at a time
 	@failed=0; \
-	echo "== tests"; $(ONE_THREAD) $(BIN)/python -m pytest --cov --cov-report=term || failed=1; \
-	echo "== notebooks"; $(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/python -m pytest book --nbval-lax --nbval-current-env -p no:cacheprovider || failed=1; \
+	echo "== tests"; $(PYTEST) --cov --cov-report=term || failed=1; \
+	echo "== notebooks"; $(PYTEST) book --nbval-lax --nbval-current-env -p no:cacheprovider || failed=1; \
 	exit $$failed
+
+colab: setup ## run every notebook as Colab would: alone, in a fresh environment, by its first cell
+	$(ONE_THREAD) $(BIN)/python book/_ext/try_colab.py --jobs $(JOBS)
+
+pdf: setup ## print the whole book into _build/csq-bit-by-bit.pdf
+	$(ONE_THREAD) $(BIN)/python book/_ext/pdf.py
+
+links: setup ## ask every link of the book that leads elsewhere whether it is alive
+	$(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/jupyter-book build . --builder linkcheck
 
 demo: setup ## train on digits to 2 bits and print the report (under a minute)
 	$(BIN)/csq-mini train digits --target 2 --threads 1
@@ -35,8 +48,8 @@ serve: setup ## serve the built book on localhost, port PORT; build it first if 
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html || \
 	{ echo "The server stopped. If port $(PORT) is taken: make serve PORT=8001"; exit 1; }
 
-notebooks: setup ## renew and execute each paired notebook in book/ from its page
-	$(ONE_THREAD) $(BIN)/python book/_ext/pair.py
+notebooks: setup ## renew and execute each paired notebook in book/ from its page; TEXT=1: its text alone
+	$(ONE_THREAD) $(BIN)/python book/_ext/pair.py $(if $(TEXT),--text)
 
 # All variables of the command line go on, so that a misspelt one is refused; only the set-up's own are kept back.
 reproduce: setup ## run the reproduction pages: PROFILE=smoke|cpu|full TARGETS="2 3" SEEDS="0 1" METHODS=csq PAGES=... START=...

@@ -26,22 +26,28 @@ ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 sys.path.insert(0, str(BOOK / "_ext"))
 import colab  # noqa: E402
+import labels  # noqa: E402
 import libhash  # noqa: E402
 import pair  # noqa: E402
+import try_colab  # noqa: E402
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
 NOTEBOOKS = pair.find_pages()
 
 
+def name_of(page):
+    return f"{page.parent.name}/{page.stem}"
+
+
 # Pages and their notebooks
 
 
-@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=name_of)
 def test_a_page_and_its_notebook_are_in_step(page):
     assert pair.check(page) is None
 
 
-@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=name_of)
 def test_notebook_outputs_hold_no_path_and_no_error(page):
     for cell in nbformat.read(page.with_suffix(".ipynb"), as_version=4).cells:
         for output in cell.get("outputs", []):
@@ -50,7 +56,7 @@ def test_notebook_outputs_hold_no_path_and_no_error(page):
             assert not re.search(r"(?<![\w.])/(home|root|Users|tmp|work)/", str(texts))
 
 
-@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=name_of)
 def test_every_figure_has_alt_text_a_caption_and_a_name(page):
     problems = figures_without_words(nbformat.read(page.with_suffix(".ipynb"), as_version=4))
     assert not problems
@@ -121,9 +127,12 @@ def tiny_book(folder):
         shutil.copytree(BOOK / part, folder / "book" / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "_config.yml", folder)
     shutil.copy(BOOK / "references.bib", folder / "book")
-    (folder / "_toc.yml").write_text("format: jb-book\nroot: book/index\nchapters:\n- file: book/page\n")
+    (folder / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/index\nparts:\n- caption: A part\n  numbered: 1\n"
+        "  chapters:\n  - file: book/page\n"
+    )
     (folder / "book/index.md").write_text(
-        "# Tiny\n\n```bash\ngit clone {{ repository }}\n```\n\n```{bibliography}\n```\n"
+        "# Tiny\n\n{doc}`page` is all.\n\n```bash\ngit clone {{ repository }}\n```\n\n```{bibliography}\n```\n"
     )
     (folder / "book/page.md").write_text(PAGE)
     (folder / "csq_mini").mkdir()
@@ -168,6 +177,39 @@ def test_pair_writes_the_same_bytes_twice_and_notices_every_change(tmp_path):
     assert "there is no page.ipynb" in pair.check(page, root)
 
 
+def test_pair_renews_the_text_alone_while_the_code_is_the_same(tmp_path):
+    pytest.importorskip("nbclient", reason='needs pip install -e ".[book]"')
+    root = tiny_book(tmp_path)
+    page = root / "book/page.md"
+    pair.make(page, root)
+    (root / "csq_mini/value.py").write_text("second")
+    page.write_text(page.read_text().replace("Its integral", "An integral"))
+    pair.make(page, root, text_alone=True)
+    assert pair.check(page, root) is None
+    assert "value: first" in page.with_suffix(".ipynb").read_text()  # was not executed
+    page.write_text(page.read_text().replace("import warnings", "import warnings as w"))
+    with pytest.raises(ValueError, match="without --text"):
+        pair.make(page, root, text_alone=True)
+
+
+def test_the_printed_book_has_contents_numbers_figure_and_reference(tmp_path):
+    for module in ("nbclient", "pypandoc", "typst", "pypdf"):
+        pytest.importorskip(module, reason='needs pip install -e ".[book,test]"')
+    import pdf
+    from pypdf import PdfReader
+
+    root = tiny_book(tmp_path)
+    pair.make(root / "book/page.md", root)
+    pdf.print_book(tmp_path / "out/book.pdf", root)
+    reader = PdfReader(tmp_path / "out/book.pdf")
+    text = " ".join(" ".join(sheet.extract_text() for sheet in reader.pages).split())
+    assert "Contents" in text and "1 A page" in text and "(1.1)" in text and "value: first" in text
+    assert "Figure 1.1. The square of (1.1)." in text
+    assert "Xiao et al. (2023)" in text and "google.colab" not in text and "importlib" not in text
+    assert [entry.title for entry in reader.outline if not isinstance(entry, list)][-1] == "A part"
+    assert (tmp_path / "out/pdf/1.svg").exists()
+
+
 def test_a_failing_page_leaves_its_notebook_alone(tmp_path):
     pytest.importorskip("nbclient", reason='needs pip install -e ".[book]"')
     root = tiny_book(tmp_path)
@@ -190,10 +232,11 @@ def run_cell(cell, folder, *flags, **environment):
     return [Path(line) for line in run.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("start", [".", "book", "book/_ext", "tests"])
+@pytest.mark.parametrize("start", [".", "book/chapters", "tests"])
 def test_first_cell_enters_the_page_s_folder_from_anywhere_in_the_repository(start):
-    cell = colab.first_cell(BOOK / "page.md")
-    assert run_cell(cell, ROOT / start, CSQ_REPOSITORY="/nowhere")[0] == BOOK
+    cell = colab.first_cell(BOOK / "chapters/bits.md")
+    place, library = run_cell(cell, ROOT / start, CSQ_REPOSITORY="/nowhere")
+    assert place == BOOK / "chapters" and library.parent.name == "csq_mini"
     assert len(cell.splitlines()) <= 16 and colab.address() in cell
 
 
@@ -220,6 +263,30 @@ def test_first_cell_alone_in_a_folder_clones_and_installs(tmp_path):
     assert asked[0] == "install" and str(clone) in asked
     assert not {"-U", "--upgrade", "--force-reinstall"} & set(asked)  # Colab keeps what it ships
     assert not re.search(r"[=<>~]=|<", " ".join(asked).replace(str(clone), ""))
+
+
+# Pages as Colab opens them
+
+
+def test_every_page_has_its_turn_in_colab():
+    pages = [Path(name) for name in "abcdefg"]
+    for commit in ("0", "1f", "9" * 40):
+        assert try_colab.chosen(pages, commit) == try_colab.chosen(pages, commit)
+    turns = [try_colab.chosen(pages, f"{n:040x}") for n in range(20)]
+    assert {len(turn) for turn in turns} == {2} and {page for turn in turns for page in turn} == set(pages)
+    assert try_colab.chosen(pages[:1], "5") == pages[:1]
+
+
+@pytest.fixture(scope="session")
+def origin(tmp_path_factory):
+    if shutil.which("git") is None or subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True).returncode:
+        pytest.skip("needs git, and a checkout")
+    return try_colab.commit_files(tmp_path_factory.mktemp("colab") / "origin")
+
+
+@pytest.mark.parametrize("page", try_colab.pages_of_this_commit(), ids=name_of)
+def test_a_page_alone_in_a_fresh_environment_runs_as_in_colab(page, origin, tmp_path):
+    try_colab.try_page(page, tmp_path, origin)
 
 
 # The configuration
@@ -249,7 +316,7 @@ def test_the_configuration_holds_the_honest_gates():
     assert "suppress_warnings" not in sphinx["config"]
     for name, folder in sphinx["local_extensions"].items():
         assert (ROOT / folder / f"{name}.py").exists()
-    assert {"libhash", "colab", "offline"} <= set(sphinx["local_extensions"])
+    assert {"libhash", "execute", "colab", "offline"} <= set(sphinx["local_extensions"])
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -310,6 +377,17 @@ def test_the_cache_path_follows_library_results_and_data(tmp_path, monkeypatch):
     assert cache_path() == seen[-1]
 
 
+def test_caches_of_old_states_go(tmp_path):
+    pytest.importorskip("myst_nb", reason='needs pip install -e ".[book]"')
+    import execute
+
+    for age in range(7):
+        (tmp_path / str(age)).mkdir()
+        os.utime(tmp_path / str(age), (10**9 - age, 10**9 - age))
+    execute.forget_old_states(tmp_path, keep=5)
+    assert {folder.name for folder in tmp_path.iterdir()} == set("01234")
+
+
 # The built site
 
 
@@ -333,8 +411,11 @@ def tiny_site(tmp_path_factory):
 def site(request):
     if request.param == "tiny":
         return request.getfixturevalue("tiny_site") / "_build/html"
-    if not (ROOT / "_build/html/index.html").exists():
-        pytest.skip("the book is not built: make book")
+    index = ROOT / "_build/html/index.html"
+    sources = [ROOT / "_toc.yml", ROOT / "_config.yml", *BOOK.glob("**/*.md")]
+    if not index.exists() or index.stat().st_mtime < max(file.stat().st_mtime for file in sources):
+        miss = pytest.fail if os.environ.get("CSQ_SITE") else pytest.skip  # .ci/run has just built it
+        miss("the book is not built, or older than its pages: make book")
     return ROOT / "_build/html"
 
 
@@ -407,13 +488,84 @@ def test_every_image_has_alt_text(site):
 
 def test_the_tiny_site_shows_formula_figure_address_and_colab(tiny_site):
     page = (tiny_site / "_build/html/book/page.html").read_text("utf8")
-    assert 'id="equation-eq-one"' in page and '<span class="eqno">(1)' in page
+    assert 'id="equation-eq-one"' in page and '<span class="eqno">(1.1)' in page
     assert 'alt="A blue square"' in page and Page(tiny_site / "_build/html/book/page.html").captions == 1
     assert "value: first" in page and "_static/mathjax/tex-chtml.js" in page
     name = colab.address().split("/", 3)[3]
     assert f"colab.research.google.com/github/{name}/blob/{CONFIG['repository']['branch']}/book/page" in page
     index = re.sub("<[^>]+>", "", (tiny_site / "_build/html/book/index.html").read_text("utf8"))
     assert f"git clone {colab.address()}" in index
+
+
+def numbers_on(file):
+    """{label: number} of the figures, tables and equations of a built page."""
+    text = file.read_text("utf8")
+    captioned = r'<(?:figure|table)[^>]* id="([^"]+)"(?:(?!<figure|<table).)*?caption-number">\w+ ([\d.]+)'
+    equations = r'id="equation-([^"]+)">\s*<span class="eqno">\(([\d.]+)\)'
+    return dict(re.findall(captioned, text, re.S) + re.findall(equations, text))
+
+
+def test_notebooks_number_as_the_built_book_does(site):
+    root, shifted = site.parents[1], False
+    book = labels.read_book(root)
+    for page, chapter in labels.read_toc(root):
+        found = [(name, number) for name, (_, number, place, _) in book.labels.items() if place == page and number]
+        ours = {name.replace("_", "-"): number for name, number in found}  # as HTML has its names
+        theirs = numbers_on(site / page.relative_to(root).with_suffix(".html"))
+        # a run that lacks its images here draws nothing, and moves the numbers of the pages that count together
+        shifted |= page.parent.name == "reproductions" and set(theirs) < set(ours)
+        assert theirs == ours or (shifted and chapter is None), page
+
+
+def test_every_page_can_be_copied_searched_edited_and_turned(site):
+    assert (site / "searchindex.js").exists() and (site / "search.html").exists()
+    files = [site / page.relative_to(site.parents[1]).with_suffix(".html") for page, _ in
+             labels.read_toc(site.parents[1])]  # fmt: skip
+    for number, file in enumerate(files):
+        text = file.read_text("utf8")
+        assert "copybutton.js" in text and 'class="bd-search' in text, file
+        assert ("left-prev" in text) == (number > 0), file
+        assert ("right-next" in text) == (number < len(files) - 1), file
+        source = file.relative_to(site).with_suffix(".md").as_posix()
+        assert f"/edit/{CONFIG['repository']['branch']}/{source}" in text, file
+
+
+def test_every_figure_of_the_site_has_picture_words_and_caption(site):
+    for file in pages(site):
+        for figure in re.findall(r"<figure.*?</figure>", file.read_text("utf8"), re.S):
+            assert re.search(r'<figure[^>]* id="[\w-]+"', figure), file
+            assert re.search(r'caption-text">\s*\S', figure), file
+            chart = re.search(r'role="group" aria-label="[^"]+"', figure)  # drawn in the browser
+            assert chart or re.search(r'<img[^>]* alt="(?!_images/)[^"]+"', figure), file
+
+
+TIMED = """
+```{code-cell} ipython3
+import pathlib, time
+with open("runs.txt", "a") as log: print(pathlib.Path.cwd().name, time.time(), file=log)
+time.sleep(1.5)
+with open("runs.txt", "a") as log: print("end", time.time(), file=log)
+```
+"""
+
+
+def test_pages_are_executed_two_at_a_time_and_each_once(tiny_site, tmp_path):
+    folder = shutil.copytree(tiny_site, tmp_path / "copy")
+    toc = folder / "_toc.yml"
+    toc.write_text(toc.read_text() + "  - file: book/more/page\n")
+    (folder / "book/more").mkdir()
+    for name in ("page", "more/page"):  # each writes into its own folder
+        text = PAGE + TIMED
+        if "/" in name:
+            text = text.replace("../csq", "../../csq").replace("eq-one", "eq-two").replace("fig-square", "fig-two")
+        (folder / f"book/{name}.md").write_text(text)
+    for _ in range(2):
+        run = build(folder)
+        assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    times = [[float(line.split()[1]) for line in (folder / place / "runs.txt").read_text().splitlines()]
+             for place in ("book", "book/more")]  # fmt: skip
+    (start, end), (other_start, other_end) = times  # two lines: executed once
+    assert start < other_end and other_start < end
 
 
 def test_a_changed_library_executes_the_page_again_and_a_failed_cell_fails_every_build(tiny_site, tmp_path):
@@ -425,4 +577,5 @@ def test_a_changed_library_executes_the_page_again_and_a_failed_cell_fails_every
     (folder / "book/page.md").write_text(FAILING)
     for _ in range(2):
         run = build(folder)
-        assert run.returncode != 0 and "ZeroDivisionError" in run.stdout + run.stderr
+        said = run.stdout + run.stderr
+        assert run.returncode != 0 and "ZeroDivisionError" in said and "book/page" in said

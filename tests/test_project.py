@@ -81,6 +81,66 @@ def test_make_alone_explains_every_target():
     assert make("help") == make()
 
 
+# What runs on GitHub
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def read_workflow(file):
+    """A workflow; YAML takes its key `on` for a truth value."""
+    workflow = yaml.safe_load(file.read_text())
+    return workflow | {"on": workflow.pop(True)}
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_a_workflow_is_sound_and_may_little(file):
+    workflow = read_workflow(file)
+    assert workflow["name"] and workflow["on"] and workflow["permissions"] == {"contents": "read"}
+    allowed = {"contents: read", "pages: write", "id-token: write", "issues: write"}
+    for job in workflow["jobs"].values():
+        assert job["runs-on"] == "ubuntu-latest" and job["steps"]
+        assert {f"{what}: {how}" for what, how in job.get("permissions", {}).items()} <= allowed
+        for step in job["steps"]:
+            assert ("run" in step) != ("uses" in step)
+            assert re.fullmatch(r"actions/[\w/-]+@v\d+", step.get("uses", "actions/none@v1"))
+
+
+def made_by(job):
+    """The targets that a job gives to make, those of its matrix too."""
+    commands = "\n".join(step.get("run", "") for step in job["steps"])
+    targets = re.findall(r"\bmake ([a-z]+|\$\{\{ matrix\.target \}\})", commands)
+    choices = job.get("strategy", {}).get("matrix", {}).get("target", [])
+    return {name for target in targets for name in (choices if target.startswith("$") else [target])}
+
+
+def test_workflows_make_what_the_makefile_has():
+    [phony] = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    made = {file.stem: set().union(*map(made_by, read_workflow(file)["jobs"].values())) for file in WORKFLOWS}
+    assert made == {
+        "test": {"setup", "lint", "test"}, "book": {"setup", "book", "pdf"}, "links": {"setup", "links", "colab"},
+    }  # fmt: skip
+    assert set().union(*made.values()) <= set(phony.split())
+
+
+def test_the_book_is_published_from_main_alone_and_keeps_executed_pages():
+    workflow = read_workflow(ROOT / ".github/workflows/book.yml")
+    build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
+    assert publish["if"] == "github.ref == 'refs/heads/main'" and publish["needs"] == "build"
+    [cache] = [step["with"] for step in build["steps"] if step.get("uses", "").startswith("actions/cache")]
+    assert cache["path"] == "_build/.jupyter_cache"
+    assert any("deploy-pages" in step.get("uses", "") for step in publish["steps"])
+
+
+def test_links_are_checked_weekly_and_a_dead_one_opens_an_issue():
+    workflow = read_workflow(ROOT / ".github/workflows/links.yml")
+    assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", workflow["on"]["schedule"][0]["cron"])
+    last = workflow["jobs"]["check"]["steps"][-1]
+    assert last["if"] == "failure()" and "gh issue create" in last["run"]
+    assert subprocess.run(["bash", "-n", "-c", last["run"]]).returncode == 0
+    for change in ("test", "book"):  # and stop no change
+        assert "links" not in (ROOT / f".github/workflows/{change}.yml").read_text()
+
+
 # The set-up
 
 # Python for whoever asks, but "-m venv" and "-m pip" are only noted, and importing torch takes no time.

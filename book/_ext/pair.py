@@ -4,9 +4,11 @@ A page that is a notebook (its header names a kernel) is written as text, ``book
 with ``book/page.ipynb``, which Colab opens and nbval tests. The way is one way, .md to .ipynb:
 
 1. the page's first cell is renewed from the template in colab.py (in the .md, after the title),
-2. the notebook is made from the .md and executed in the page's own folder,
+2. the notebook is made from the .md, its text in plain Markdown (plain.py), and executed in the page's own folder,
 3. the .ipynb is written with its outputs, without what differs between machines.
 
+With --text nothing is executed: where a page's code is the one that its notebook holds, the outputs are kept and only
+the text is renewed. Numbers of figures and links to other pages change with those pages, so this is often enough.
 With --check nothing is written or executed: exit code 1 names each page whose pair is out of step.
 """
 
@@ -22,10 +24,11 @@ import jupytext
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).parent))
+import plain  # noqa: E402
 from colab import ROOT, TAGS, first_cell  # noqa: E402
+from labels import HEADER, read_book  # noqa: E402
 
 MYST = {"extension": ".md", "format_name": "myst"}
-HEADER = re.compile(r"\A---\n(.*?)\n---\n", re.S)
 SETUP = re.compile(r"^```\{code-cell\}[^\n]*\n:tags: \[[^\]\n]*\bsetup\b[^\]\n]*\]\n.*?^```\n", re.S | re.M)
 TITLE = re.compile(r"^# [^\n]+\n", re.M)
 
@@ -52,11 +55,12 @@ def with_first_cell(text, page, root=ROOT):
     return f"{text[: title.end()]}\n{cell}{text[title.end() :]}"
 
 
-def notebook(text):
+def notebook(text, page, root=ROOT):
     """The notebook a page's text stands for, without outputs; ids depend on the cells alone."""
     nb = jupytext.reads(text, fmt=MYST)
     nb.metadata.pop("jupytext", None)  # else JupyterLab would pair the two the other way round too
     nb.nbformat, nb.nbformat_minor = 4, 5
+    nb.cells = plain.render_cells(nb.cells, page.resolve(), read_book(root), nbformat.v4.new_markdown_cell)
     seen = set()
     for cell in nb.cells:
         count = 0
@@ -112,12 +116,25 @@ def write(path, text):
     os.replace(temporary, path)
 
 
-def make(page, root=ROOT):
+def keep_outputs(nb, path):
+    """Take the outputs of the notebook that is there, if it has the same code."""
+    kept = nbformat.read(path, as_version=4) if path.exists() else nbformat.v4.new_notebook()
+    old, new = ([cell for cell in each.cells if cell.cell_type == "code"] for each in (kept, nb))
+    if [cell.source for cell in old] != [cell.source for cell in new]:
+        raise ValueError("its code has changed, so it must be executed: without --text")
+    for before, cell in zip(old, new):
+        cell.outputs, cell.execution_count = before.outputs, before.execution_count
+
+
+def make(page, root=ROOT, text_alone=False):
     """Renew a page's first cell and write its executed notebook."""
     old = page.read_text("utf8")
     text = with_first_cell(old, page, root)
-    nb = notebook(text)
-    execute(nb, page.parent)
+    nb = notebook(text, page, root)
+    if text_alone:
+        keep_outputs(nb, page.with_suffix(".ipynb"))
+    else:
+        execute(nb, page.parent)
     nbformat.validate(scrub(nb, root))
     if text != old:
         write(page, text)
@@ -131,7 +148,7 @@ def check(page, root=ROOT):
         return "its first cell is not the template's"
     if not path.exists():
         return f"there is no {path.name}"
-    made, kept = notebook(text), nbformat.read(path, as_version=4)
+    made, kept = notebook(text, page, root), nbformat.read(path, as_version=4)
     if [c for c in made.cells if c.cell_type == "code"][0].source != first_cell(page, root):
         return "a code cell stands before the first cell"
     if [(c.id, c.source) for c in made.cells] != [(c.get("id"), c.source) for c in kept.cells]:
@@ -149,6 +166,7 @@ def check(page, root=ROOT):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only report pages that are out of step")
+    parser.add_argument("--text", action="store_true", help="renew the text alone, execute nothing")
     parser.add_argument("pages", nargs="*", type=Path, help="pages (.md); all notebooks of the book if none is named")
     options = parser.parse_args(argv)
     wrong, known = [], find_pages()
@@ -159,7 +177,7 @@ def main(argv=None):
     for page in chosen:
         start, name = time.perf_counter(), page.relative_to(ROOT)
         try:
-            problem = check(page) if options.check else make(page)
+            problem = check(page) if options.check else make(page, text_alone=options.text)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         if problem:
