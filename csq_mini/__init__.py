@@ -31,15 +31,15 @@ from .reports import Report, report
 from .training import Result, evaluate, fit
 
 __all__ = [
-    "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "accuracy", "convert", "data",
-    "evaluate", "export_onnx", "fit", "fold_batch_norm", "gate", "harden", "integers", "load_packed", "models",
-    "parameter_groups", "plots", "quantize_activations", "recalibrate", "recipes", "report", "reproduce",
+    "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "accuracy", "charts", "convert",
+    "data", "evaluate", "export_onnx", "fit", "fold_batch_norm", "gate", "harden", "integers", "load_packed",
+    "models", "parameter_groups", "plots", "quantize_activations", "recalibrate", "recipes", "report", "reproduce",
     "save_packed", "set_temperature", "temperature", "verify_packed",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # Drawing brings matplotlib and seaborn along, so it is imported on first use.
-    if name == "plots":
-        return importlib.import_module(".plots", __name__)
+    # Drawing brings matplotlib and seaborn along, charts bring altair, so they are imported on first use.
+    if name in ("plots", "charts"):
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

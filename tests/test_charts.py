@@ -181,6 +181,23 @@ def test_the_recorded_sizes_are_those_of_the_library():
         (target, seed) for target in (*range(1, 7), None) for seed in range(3)}  # fmt: skip
 
 
+def test_a_recorded_run_is_the_run_of_fit(tmp_path):
+    sys.path.insert(0, str(ROOT / "book/_ext"))
+    import record
+
+    recipe = csq.recipes.get("digits", target=2, search_epochs=1, finetune_epochs=1)
+    model, data = csq.models.digits_cnn(), csq.data.digits()
+    ours = record.Recorded(model, data, recipe)
+    result, expected = ours.train(), csq.fit(model, data, recipe, device="cpu", progress=False)
+    assert result.accuracy == expected.accuracy and list(result.history["hard"]) == list(expected.history["hard"])
+    for epoch, row in zip(ours.epochs, expected.history.to_dict("records")):
+        assert epoch["beta"] == row["beta"] and len(epoch["logits"]) == record.QUANTILES
+        assert {name: bin(planes).count("1") for name, planes in epoch["open"].items()} == {
+            name.removeprefix("bits/"): bits for name, bits in row.items() if name.startswith("bits/")}  # fmt: skip
+    record.write(tmp_path / "charts.json", RECORD["runs"])
+    assert json.loads((tmp_path / "charts.json").read_text("utf8")) == RECORD
+
+
 @pytest.mark.parametrize("growth", [True, False], ids=["with growth", "without"])
 @pytest.mark.parametrize("tau, t, q", [(3, 0.0, 0.5), (2.5, 0.3, -0.4), (4, 0.6, 0.05), (6, 1.0, 0.0)])
 @pytest.mark.parametrize("kept", [0, 3, 6])
@@ -294,7 +311,8 @@ def site(tmp_path_factory):
         + chart.html(chart.svg()).replace("\n", "\n   ") + "\n" for chart in CHARTS.values()
     )  # fmt: skip
     (folder / "index.rst").write_text("Plain\n=====\n\n.. toctree::\n\n   charts\n", "utf8")
-    narrow = "\n.. raw:: html\n\n   <style>div.body { min-width: 0; }</style>\n"  # the theme wants 360 pixels beside its margin
+    # Sphinx's own theme wants 360 pixels beside its margin.
+    narrow = "\n.. raw:: html\n\n   <style>div.body { min-width: 0; }</style>\n"
     (folder / "charts.rst").write_text("Charts\n======\n" + narrow + body, "utf8")
     out = folder / "out"
     app = sphinx.Sphinx(folder, folder, out, folder / "tree", "html", status=None, warningiserror=True)
@@ -445,6 +463,31 @@ def test_without_scripts_and_on_paper_the_pictures_stand(site, opened):
     assert not any(view.is_visible() for view in page.locator(".csq-view").all())
 
 
+def test_a_notebook_loads_the_scripts_from_the_network_once(browser, tmp_path):
+    asked, page = [], browser.new_page()
+    (tmp_path / "cell.html").write_text(
+        "<!doctype html><title>cells</title>" + CHARTS["gate"].html() + CHARTS["pull"].html(), "utf8"
+    )
+
+    def answer(route):
+        asked.append(route.request.url)
+        body = f"(() => {{{vl_convert.javascript_bundle()}}})()" if "/vega-embed@" in asked[-1] else ""
+        route.fulfill(body=body, content_type="text/javascript")
+
+    page.route(re.compile("^https:"), answer)
+    page.goto((tmp_path / "cell.html").as_uri())
+    page.wait_for_function("document.querySelectorAll('.csq-live').length === 2")
+    names = ("vega", "vega-lite", "vega-embed")
+    assert [re.match(r"https://cdn.jsdelivr.net/npm/([\w-]+)@[\d.]+$", url)[1] for url in asked] == list(names)
+    page.close()
+
+
+def test_the_page_is_painted_before_its_charts_are_there(site, opened):
+    page = opened(site / "charts.html")
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert paint < page.evaluate("window.csqDrawn")
+
+
 @pytest.mark.parametrize("width", [360, 1440])
 def test_no_sideways_scroll(site, opened, width):
     page = opened(site / "charts.html", width=width)
@@ -452,6 +495,21 @@ def test_no_sideways_scroll(site, opened, width):
     for name in CHARTS:
         box = chart_of(page, name).locator("svg").first.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["width"] > 250
+
+
+@pytest.mark.parametrize("width, dark", [(360, False), (1440, True)])
+def test_the_built_page(opened, width, dark):
+    """The page of the book itself, where it is built."""
+    file = ROOT / "_build/html/book/charts.html"
+    if not file.exists():
+        pytest.skip("no built book with charts: run make book")
+    page = opened(file, width, dark=dark)
+    assert page.said == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    color = page.evaluate("getComputedStyle(document.querySelector('.csq-chart svg text')).fill")
+    ground = page.evaluate("getComputedStyle(document.querySelector('.csq-chart').parentElement).backgroundColor")
+    bright = sum(map(int, re.findall(r"\d+", color)[:3])) / 3
+    assert ground == "rgba(0, 0, 0, 0)" and (bright > 150 if dark else bright < 100)
 
 
 def test_colours_are_seen_on_both_grounds():
