@@ -1,0 +1,38 @@
+"""What the book's pages speak with: sentences, and the library's own source."""
+
+from __future__ import annotations
+
+import pytest
+
+from csq_mini import bits, gates, pages
+from csq_mini.layers import CSQLayer, PlaneSum
+
+
+def test_a_sentence_is_markdown():
+    assert pages.say("It lost **3.1 points**.").data == "It lost **3.1 points**."
+
+
+def test_source_is_the_installed_code_without_docstrings():
+    text = pages.source(bits.planes_to_integer, gates.temperature).data
+    assert text.startswith("```python\n# csq_mini/bits.py\ndef planes_to_integer(") and text.endswith("```")
+    assert "# csq_mini/gates.py\ndef temperature(" in text and '"""' not in text
+    code = text.removeprefix("```python\n").removesuffix("```")
+    names = {"Tensor": object, "torch": bits.torch, "math": gates.math, "check_temperature": gates.check_temperature}
+    exec(code, names)
+    assert names["temperature"](0.5, 1.0, 4.0) == gates.temperature(0.5, 1.0, 4.0)
+
+
+def test_docstrings_come_on_request():
+    assert '"""' in pages.source(gates.gate, docstring=True).data
+
+
+def test_classes_methods_and_properties_have_a_source_too():
+    text = pages.source(PlaneSum.forward, CSQLayer.weight, CSQLayer.freeze).data
+    assert "def forward(" in text and "def weight(self)" in text and "def freeze(self" in text
+    whole = pages.source(PlaneSum).data
+    assert "class PlaneSum" in whole and '"""' not in whole
+
+
+def test_what_has_no_source_is_refused():
+    with pytest.raises(TypeError):
+        pages.source(len)
