@@ -34,12 +34,12 @@ __all__ = [
     "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "accuracy", "charts", "convert",
     "data", "evaluate", "export_onnx", "fit", "fold_batch_norm", "gate", "harden", "integers", "load_packed",
     "models", "parameter_groups", "plots", "quantize_activations", "recalibrate", "recipes", "report", "reproduce",
-    "save_packed", "set_temperature", "temperature", "verify_packed",
+    "save_packed", "set_temperature", "temperature", "verify_packed", "widgets",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # Drawing brings matplotlib and seaborn along, charts bring altair, so they are imported on first use.
-    if name in ("plots", "charts"):
+    # Drawing brings matplotlib and seaborn along, charts bring altair, labs ipywidgets: imported on first use.
+    if name in ("plots", "charts", "widgets"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -137,7 +137,9 @@ def scheme(report: Report | Row) -> Figure:
         for y, (_, planes, share) in enumerate(layers):
             for x, mark in enumerate(planes, n - len(planes)):
                 color, hatch, _ = look[mark]
-                ax.add_patch(Rectangle((x + 0.06, y - 0.4), 0.88, 0.8, fc=color, ec="white", lw=0, hatch=hatch))
+                edge = "white" if hatch else "none"  # what is not drawn is not written either: half the bytes
+                ax.add_patch(Rectangle((x + 0.06, y - 0.4), 0.88, 0.8, fc=color, ec=edge, lw=0, hatch=hatch,
+                                       clip_on=False))  # fmt: skip
             text = f"{share:.0%}" if share >= 0.005 else "<1%"
             side.text(100 * share, y, f" {text}", va="center", fontsize=11.5)
         ax.set(xlim=(0, n), xticks=np.arange(n) + 0.5, xticklabels=range(n - 1, -1, -1), xlabel="plane")

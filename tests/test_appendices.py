@@ -38,7 +38,7 @@ ENTRIES = {key: dict(re.findall(r"^  (\w+) *= \{(.*)\},$", text, re.M))
 def public_names():
     """What the page must have: names of csq_mini, and what its public modules define."""
     found = [f"csq_mini.{name}" for name in csq.__all__ if not inspect.ismodule(getattr(csq, name))]
-    for module in ("data", "models", "recipes", "plots", "pages", "puzzles"):
+    for module in ("data", "models", "recipes", "plots", "charts", "widgets", "pages", "puzzles"):
         place = importlib.import_module(f"csq_mini.{module}")
         names = getattr(place, "__all__", None) or [
             name for name, thing in vars(place).items() if getattr(thing, "__module__", None) == place.__name__
@@ -226,7 +226,8 @@ def site(tmp_path_factory):
         shutil.copy(ROOT / f"{name}.md", folder / f"{name}.md")
     others = [f"book/chapters/{stem}" for stem in CHAPTERS]
     others += [f"book/reproductions/{stem}" for stem in ("resnet20", "vgg19bn", "activations")]
-    others += ["book/install", "book/one_page", "book/file_format", "book/published", "book/solutions/index"]
+    others += [f"book/{name}" for name in ("install", "one_page", "charts", "widgets", "file_format", "published")]
+    others += ["book/solutions/index"]
     for name in others:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.md").write_text(NOTEBOOK if name == "book/published" else f"# Page {Path(name).stem}\n")
