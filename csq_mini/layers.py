@@ -124,6 +124,12 @@ class Scheme:
     step: float  # above zero
     codes: Tensor | None = None  # only where a half-precision weight cannot tell its integers apart
 
+    @property
+    def planes(self) -> str:
+        """A letter a plane, the most significant first: 1 learned, F filled at the freeze, . dropped."""
+        letters = ("F" if b in self.filled else "1" if b in self.kept else "." for b in range(self.available))
+        return "".join(letters)[::-1]
+
 
 class CSQLayer(nn.Module):
     """Mixin that computes ``weight`` from bit planes; :func:`convert` puts it before a layer's class.

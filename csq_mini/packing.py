@@ -75,9 +75,8 @@ def pack(
         key = weight_key(name)
         values, indices, bits = _index(codes[name].codes)
         tensors[key] = torch.from_numpy(pack_bits(indices, bits))
-        marks = ["F" if b in scheme.filled else "1" if b in scheme.kept else "." for b in range(scheme.available)]
         layers[name] = {
-            "bits": bits, "dtype": _dtype_name(state[key]), "planes": "".join(reversed(marks)),
+            "bits": bits, "dtype": _dtype_name(state[key]), "planes": scheme.planes,
             "shape": list(codes[name].shape), "step": scheme.step,
         } | ({"low": values[0]} if isinstance(values, range) else {"values": list(values)})  # fmt: skip
     about = {

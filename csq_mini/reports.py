@@ -143,11 +143,10 @@ def report(model: nn.Module) -> Report:
     rows = []
     for name, (layer, scheme) in found.items():
         ints = codes[name].codes
-        marks = ["F" if b in scheme.filled else "1" if b in scheme.kept else "." for b in range(scheme.available)]
         bits = stored_bits(ints)
         rows.append(LayerReport(
             name, getattr(layer, "float_class", type(layer)).__name__, tuple(ints.shape), ints.numel(),
-            "".join(reversed(marks)), len(scheme.kept), len(scheme.filled), bits,
+            scheme.planes, len(scheme.kept), len(scheme.filled), bits,
             math.ceil(ints.numel() * bits / 8), ints.numel() / max(weights, 1),
         ))  # fmt: skip
     return Report(rows, _total(model, rows))

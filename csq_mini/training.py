@@ -132,7 +132,7 @@ class _Run:
         self.loss, self.metric = loss, metric
         self.folder: RunFolder | None = None
         self.budget: Budget | None = None
-        _check_fit(model, data, loss)
+        check_fit(model, data, loss)
         if recipe.activation_bits is not None:
             quantize_activations(model, recipe.activation_bits)
         if recipe.target is not None:
@@ -250,10 +250,7 @@ class _Run:
         bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "soft", "hard", "bits") if k in row})
 
     def _hard(self) -> nn.Module:
-        hard, count = parallel.alone(harden(self.model)), self.recipe.recalibration_batches
-        # Augmented: with statistics of images as they are, a ResNet-20 trained on padded crops lost four points.
-        images = islice(self.data.batches("train", JUDGE_BATCH, self.recipe.seed), count)
-        return recalibrate(hard, images) if count else hard
+        return hardened(self.model, self.data, self.recipe)
 
     def _judge(self, model: nn.Module, split: str) -> float:
         return evaluate(model, self.data, split, self.metric)
@@ -287,6 +284,14 @@ class _Run:
         return tqdm(total=total, initial=done, disable=not self.progress or parallel.rank() > 0, unit="step")
 
 
+def hardened(model: nn.Module, data: Data, recipe: Recipe) -> nn.Module:
+    """A hardened copy of a converted model, its batch norm recalibrated as the recipe says."""
+    hard, count = parallel.alone(harden(model)), recipe.recalibration_batches
+    # Augmented: with statistics of images as they are, a ResNet-20 trained on padded crops lost four points.
+    images = islice(data.batches("train", JUDGE_BATCH, recipe.seed), count)
+    return recalibrate(hard, images) if count else hard
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, data: Data, split: str = "test", metric: Callable[[Tensor, Tensor], Tensor | float] = accuracy
@@ -297,7 +302,7 @@ def evaluate(
     return sum(float(score) * count for score, count in scores) / sum(count for _, count in scores)
 
 
-def _check_fit(model: nn.Module, data: Data, loss: Callable[..., Tensor]) -> None:
+def check_fit(model: nn.Module, data: Data, loss: Callable[..., Tensor]) -> None:
     """Refuse, before anything is trained or written, a model that does not take the data's inputs and classes."""
     x, _ = next(data.batches("valid", 2))
     try:
