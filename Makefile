@@ -59,7 +59,7 @@ bench: setup ## measure step times, memory and digits accuracy; JSON goes to boo
 	$(BIN)/python -m csq_mini.bench
 
 lint: setup ## ruff and mypy
-	$(BIN)/ruff check csq_mini tests
+	$(BIN)/ruff check csq_mini tests data_scripts book/_ext
 	$(BIN)/mypy
 
 clean: ## remove the built book and all caches; keep .venv
