@@ -209,24 +209,26 @@ class CSQLayer(nn.Module):
     def freeze(self, count: int) -> None:
         """Keep ``count`` contiguous planes for good and round the present weight onto them.
 
-        Of all runs of that many planes it takes the one with the least squared rounding error; of
-        equals the most significant. Planes in it that the search had closed are marked as filled.
-        Rounding sets every bit, so a filled plane starts with what it can add, and every bit logit
-        starts its second annealing at +-0.5, as original continuous sparsification
-        (arXiv 1912.04427) rewinds what has decided itself.
+        Of all runs of that many planes, each at eight scales within an octave, it takes the grid with
+        the least squared rounding error; of equals the most significant run, then the present scale.
+        Planes in it that the search had closed are marked as filled. Rounding sets every bit, so a
+        filled plane starts with what it can add, and every bit logit starts its second annealing at
+        +-0.5, as original continuous sparsification (arXiv 1912.04427) rewinds what has decided itself.
         """
         weight, (scale,) = self.weight, at_least_float32(self.scale)
-        step = scale / (2**self.planes - 1)
-        errors = {}
-        for high in range(self.planes, count - 1, -1):
+        grids = [(scale * 2 ** (-part / 8), high) for high in range(self.planes, count - 1, -1) for part in range(8)]
+        errors = []
+        for finer, high in grids:
+            step = finer / (2**self.planes - 1)
             rounded = step * round_to_grid(weight, step, high - count, high)
-            errors[high] = float((rounded - weight).double().square().sum())
-        high = min(errors, key=lambda top: (errors[top], -top))
+            errors.append(float((rounded - weight).double().square().sum()))
+        scale, high = grids[errors.index(min(errors))]  # of equals the first
         kept = torch.zeros_like(self.mask, dtype=torch.bool)
         kept[high - count : high] = True
         self.mask.copy_(torch.where(kept, torch.where(self.q > 0, LEARNED, FILLED), DROPPED))
+        self.scale.copy_(scale)
         self._read_state()
-        self.set_bits(round_to_grid(weight, step, high - count, high))
+        self.set_bits(round_to_grid(weight, self.scale / (2**self.planes - 1), high - count, high))
 
     @torch.no_grad()
     def load_float(self, weight: Tensor) -> None:
