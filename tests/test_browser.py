@@ -77,10 +77,10 @@ SIDEWAYS = """
 CHARTS = """
 () => [...document.querySelectorAll(".csq-chart")].map((box) => {
   const svg = box.querySelector("svg"), size = svg?.getBoundingClientRect();
-  const letters = [...box.querySelectorAll("svg text")].find((t) => t.textContent.trim());
+  const letters = [...box.querySelectorAll("svg text")].filter((t) => t.textContent.trim());
   return [box.id, box.classList.contains("csq-live"), size?.width ?? 0, size?.height ?? 0,
           svg?.querySelectorAll(".mark-group path, .mark-group text").length ?? 0,
-          letters ? getComputedStyle(letters).fill : "",
+          [...new Set(letters.map((t) => getComputedStyle(t).fill))].join(" "),
           Math.max(0, ...[...box.querySelectorAll(".csq-view *")].map((e) => e.getBoundingClientRect().right))];
 })
 """
