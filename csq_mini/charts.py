@@ -167,7 +167,7 @@ def sigmoid(x: str) -> str:
     return f"1 / (1 + exp(-({x})))"
 
 
-PROGRESS = slider("t", "Progress t, \u03b2 = 200^t", 0, 1, 0.01, 0.3)
+PROGRESS = slider("t", "Progress t (\u03b2 = 200\u1d57)", 0, 1, 0.01, 0.3)
 BETA = {"name": "beta", "expr": "pow(200, t)"}
 _COLORS = [BLUE, ORANGE, GREEN]
 
