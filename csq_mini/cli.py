@@ -120,6 +120,7 @@ def _requirements() -> list[tuple[str, str]]:
         for sign in "<>=!~ [":
             package = package.partition(sign)[0]
         found.setdefault(package, extra.partition("==")[2].strip(" '\""))
+    found.pop("csq-mini", None)  # an extra that asks for another
     return list(found.items())
 
 

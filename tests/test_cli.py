@@ -122,6 +122,7 @@ def test_doctor_names_versions_device_threads_and_data(capsys, tmp_path, monkeyp
         "Python 3",
     ):
         assert text in out
+    assert "  csq-mini" not in out  # an extra that asks for another is no package
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(capsys, monkeypatch):

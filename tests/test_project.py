@@ -21,7 +21,7 @@ import csq_mini
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ON_COLAB = "torch torchvision numpy pandas matplotlib seaborn scikit-learn ipywidgets tqdm".split()
+ON_COLAB = "torch torchvision numpy pandas matplotlib seaborn altair scikit-learn ipywidgets tqdm".split()
 
 
 # The lists of dependencies
@@ -33,8 +33,9 @@ def test_conda_environment_is_the_base_list_with_book_and_test():
     assert environment["name"] == PROJECT["name"]
     assert environment["channels"] == ["conda-forge"]
     assert conda == ["python" + PROJECT["requires-python"], "pip"]
-    wanted = PROJECT["dependencies"] + EXTRAS["book"] + EXTRAS["test"]
-    assert sorted(pip["pip"]) == sorted(set(wanted))
+    wanted = PROJECT["dependencies"] + EXTRAS["notebook"] + EXTRAS["book"] + EXTRAS["test"]
+    wanted = set(wanted) - {"csq-mini[notebook]"}
+    assert sorted(pip["pip"]) == sorted(wanted)
     names = [Requirement(line).name for line in pip["pip"]]
     assert len(names) == len(set(names)), "two extras ask for different versions of one package"
 

@@ -26,7 +26,7 @@ if not root.exists():
 os.chdir(root / "{folder}")
 if importlib.util.find_spec("csq_mini") is None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--editable", root, "matplotlib", "seaborn"], check=True)
+    subprocess.run([*pip, "--editable", f"{{root}}[notebook]"], check=True)
     sys.path.append(str(root))"""
 
 

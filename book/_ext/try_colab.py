@@ -30,8 +30,8 @@ from colab import address as repository  # noqa: E402
 from pair import ROOT, find_pages  # noqa: E402
 
 # pip and setuptools too: with them pip can install without the network
-SHIPPED = ("torch torchvision numpy pandas matplotlib seaborn scikit-learn tqdm ipywidgets ipykernel pyyaml "
-           "safetensors pip setuptools")  # fmt: skip
+SHIPPED = ("torch torchvision numpy pandas matplotlib seaborn altair scikit-learn tqdm ipywidgets ipykernel "
+           "pyyaml safetensors pip setuptools")  # fmt: skip
 PROOF = "import csq_mini, importlib.metadata as m; print(csq_mini.__file__, m.distribution('csq-mini').locate_file(''))"
 
 
