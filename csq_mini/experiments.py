@@ -256,5 +256,3 @@ def _row(
 def _digest(history: pandas.DataFrame) -> str:
     table = history.drop(columns=["seconds", "images_per_second"]).to_csv(index=False)
     return hashlib.sha256(table.encode()).hexdigest()
-
-

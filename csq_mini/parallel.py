@@ -145,4 +145,3 @@ def wait() -> None:
     """Until every process has come here."""
     if processes() > 1:
         dist.barrier()
-

@@ -215,9 +215,7 @@ class BudgetLab(Lab):
             widgets["beta"].value = self.values["beta"]
 
 
-def budget_lab(
-    model: nn.Module | None = None, data: Data | None = None, recipe: Recipe | None = None
-) -> BudgetLab:
+def budget_lab(model: nn.Module | None = None, data: Data | None = None, recipe: Recipe | None = None) -> BudgetLab:
     """Train while you watch, and change the budget and the temperature while it trains.
 
     Layers lose planes and win them back; at the end of the search their precision is frozen and the rest is
