@@ -212,11 +212,11 @@ def differences(found: Sequence[Verdict]) -> Figure:
         points = [verdict.difference or 0.0 for verdict in found]
         for y, (x, verdict) in enumerate(zip(points, found)):
             ax.barh(y, x, 0.6, color=colors[0] if x >= 0 else colors[1])
-            text = "not run" if verdict.difference is None else f"{x:+.2f}"
+            text = "not run" if verdict.difference is None else f"{x:+.2f}".replace("-", "\u2212")
             ax.annotate(text, (max(x, 0), y), (4, 0), textcoords="offset points", va="center", fontsize=11.5)
         ax.axvline(0, color="0.3", lw=1.2)
         ax.set(yticks=range(len(found)), yticklabels=[verdict.claim["what"] for verdict in found])
-        ax.set(ylim=(len(found) - 0.4, -0.6), xlabel="difference in accuracy (points)")
+        ax.set(ylim=(len(found) - 0.4, -0.6), xlabel="difference (points)")
         low, high = min([0.0, *points]), max([0.0, *points])
         reach = max(high - low, 1.0)
         ax.set_xlim(low - 0.1 * reach, high + 0.35 * reach)  # room for the text

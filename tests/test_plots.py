@@ -144,7 +144,7 @@ def test_differences_draws_a_bar_a_verdict_and_says_what_has_not_run(tmp_path):
              for i, ours in enumerate([Sample(91.5, None, 1), Sample(92.25, None, 1), none])]  # fmt: skip
     [ax] = drawn(csq.plots.differences(found), tmp_path)
     assert [bar.get_width() for bar in ax.patches] == [-0.5, 0.25, 0]
-    assert [text.get_text() for text in ax.texts] == ["-0.50", "+0.25", "not run"]
+    assert [text.get_text() for text in ax.texts] == ["\u22120.50", "+0.25", "not run"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["part 0", "part 1", "part 2"]
     low, high = ax.get_xlim()
     assert low < -0.5 and high > 0.25

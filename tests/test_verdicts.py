@@ -192,6 +192,8 @@ def test_a_misspelt_field_is_refused(old, new, message, tmp_path):
 
 def test_every_method_has_a_name_and_every_part_a_claim(book):
     assert set(tables.NAMES) == set(METHODS)
-    named = {claim["rows"]["method"]: claim["what"] for claim in book["pages"]["ablations"]["claims"]}
-    assert named == {method: name for method, name in tables.NAMES.items() if method not in ("csq", "float")}
-    assert set(book["pages"]["ablations"]["runs"]["full"][0]["methods"]) == {"csq", *named}
+    page, parts = book["pages"]["ablations"], {m: name for m, name in tables.NAMES.items() if m not in ("csq", "float")}
+    named = {(claim["rows"]["method"], claim["rows"]["epochs"]): claim["what"] for claim in page["claims"]}
+    assert named == {(m, epochs): f"{parts[m]}, {epochs} epochs" for m in parts for epochs in (7, 100)}
+    for plans in page["runs"].values():
+        assert set(plans[0]["methods"]) == {"csq", *parts}
