@@ -260,7 +260,7 @@ def test_first_cell_alone_in_a_folder_clones_and_installs(tmp_path):
         place, library = run_cell(cell, start, "-S", CSQ_REPOSITORY=str(origin), PYTHONPATH=str(stub))
         assert place == clone / "book" and library == clone / "csq_mini/__init__.py"
     asked = (here / "pip.txt").read_text().splitlines()[0].split()
-    assert asked[0] == "install" and str(clone) in asked
+    assert asked[0] == "install" and f"{clone}[notebook]" in asked
     assert not {"-U", "--upgrade", "--force-reinstall"} & set(asked)  # Colab keeps what it ships
     assert not re.search(r"[=<>~]=|<", " ".join(asked).replace(str(clone), ""))
 
