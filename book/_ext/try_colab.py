@@ -32,6 +32,8 @@ from pair import ROOT, find_pages  # noqa: E402
 # pip and setuptools too: with them pip can install without the network
 SHIPPED = ("torch torchvision numpy pandas matplotlib seaborn altair scikit-learn tqdm ipywidgets ipykernel "
            "pyyaml safetensors pip setuptools")  # fmt: skip
+# What the chapter on exact models installs where it is missing: lent too, because installing would ask the network
+FETCHED = "onnx onnxruntime onnxscript"
 PROOF = "import csq_mini, importlib.metadata as m; print(csq_mini.__file__, m.distribution('csq-mini').locate_file(''))"
 
 
@@ -67,7 +69,7 @@ def make_python(folder):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     shipped = folder / "shipped"  # a folder of its own: pip leaves alone what is not in the environment itself
     shipped.mkdir()
-    for package in with_requirements(SHIPPED.split()):
+    for package in with_requirements([*SHIPPED.split(), *FETCHED.split()]):
         for part in {file.parts[0] for file in package.files if file.parts[0] not in ("..", "__pycache__")}:
             if not (shipped / part).exists():
                 (shipped / part).symlink_to(package.locate_file(part))
