@@ -34,7 +34,7 @@ from .data.transforms import CropFlip, Normalise
 from .gates import temperature
 from .loop import parameter_groups
 from .machine import hardware, versions
-from .rows import read_row
+from .rows import Row, read_row
 from .training import fit
 
 SEEDS, FOLDS, TARGETS = (0, 1, 2), 5, (1.5, 2.0, 3.0, 4.0, 5.0)
@@ -178,8 +178,8 @@ def _summary(rows: list[dict[str, Any]], kind: str, target: float | None) -> dic
             "max_bits": most}  # fmt: skip
 
 
-def photographs(folder: Path) -> tuple[list[str], dict[str, Any]]:
-    """ResNet-20 on CIFAR-10 from a float network, as lines of a table, and where and by what that was run."""
+def photographs(folder: Path) -> tuple[list[str], Row]:
+    """ResNet-20 on CIFAR-10 from a float network, as lines of a table, and one of its rows."""
     kinds = {"csq": "csq", "no-masks": "uniform"}
     files = sorted((folder / "rows").glob("resnet20-cifar10-pretrained-*-cpu-seed0.json"))
     rows = [row for row in map(read_row, files) if row.method in kinds and row.activation_bits is None]
@@ -191,7 +191,7 @@ def photographs(folder: Path) -> tuple[list[str], dict[str, Any]]:
         f"| float | 32 | {rows[0].start_accuracy:.2%} |",
         *(f"| {kinds[r.method]}, target {r.target:g} | {r.paper_bits:.3f} | {r.accuracy:.2%} |" for r in rows),
     ]
-    return lines, {**rows[0].versions, **rows[0].hardware}
+    return lines, rows[0]
 
 
 def table(folder: Path) -> str:
@@ -205,7 +205,7 @@ def table(folder: Path) -> str:
         bits = "32" if row["max_bits"] is None else f"{row['max_bits']:.3f}"
         name = row["kind"] if row["target"] is None else f"{row['kind']}, target {row['target']:g}"
         lines.append(f"| {name} | {bits} | {row['accuracy']:.2%} | {row['std_over_seeds']:.2%} |")
-    pictures, place = photographs(folder)
+    pictures, one = photographs(folder)
     lines += [
         "",
         *pictures,
@@ -227,7 +227,8 @@ def table(folder: Path) -> str:
             f"{title}: seeds {', '.join(map(str, seeds))}, csq-mini {w['csq_mini']}, torch {w['torch']}, {w['cpu']}, "
             f"{w['threads']} threads."
             for title, seeds, w in (
-                ("First table", cross["seeds"], cross["where"]), ("Second table", [0], place),
+                ("First table", cross["seeds"], cross["where"]),
+                ("Second table", [one.seed], {**one.versions, **one.hardware}),
                 ("Third table", [step["seed"]], step["where"]),
             )
         ),
