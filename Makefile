@@ -31,10 +31,10 @@ test: setup ## run every test, with coverage, then every notebook; JOBS=2 at a t
 	exit $$failed
 
 colab: setup ## run every notebook as Colab would: alone, in a fresh environment, by its first cell
-	$(ONE_THREAD) $(BIN)/python book/_ext/try_colab.py --jobs $(JOBS)
+	$(ONE_THREAD) $(BIN)/python book/scripts/try_colab.py --jobs $(JOBS)
 
 pdf: setup ## print the whole book into _build/csq-bit-by-bit.pdf
-	$(ONE_THREAD) $(BIN)/python book/_ext/pdf.py
+	$(ONE_THREAD) $(BIN)/python book/scripts/pdf.py
 
 links: setup ## ask every link of the book that leads elsewhere whether it is alive
 	$(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/jupyter-book build . --builder linkcheck
@@ -49,14 +49,14 @@ serve: setup ## serve the built book on localhost, port PORT; build it first if 
 	{ echo "The server stopped. If port $(PORT) is taken: make serve PORT=8001"; exit 1; }
 
 notebooks: setup ## renew and execute each paired notebook in book/ from its page; TEXT=1: its text alone
-	$(ONE_THREAD) $(BIN)/python book/_ext/pair.py $(if $(TEXT),--text)
+	$(ONE_THREAD) $(BIN)/python book/scripts/pair.py $(if $(TEXT),--text)
 
 # All variables of the command line go on, so that a misspelt one is refused; only the set-up's own are kept back.
 reproduce: setup ## run the reproduction pages: PROFILE=smoke|cpu|full TARGETS="2 3" SEEDS="0 1" METHODS=csq PAGES=... START=...
-	$(BIN)/python book/_ext/reproduce.py $(filter-out PYTHON=% NEED_GB=%,$(MAKEOVERRIDES))
+	$(BIN)/python book/scripts/reproduce.py $(filter-out PYTHON=% NEED_GB=%,$(MAKEOVERRIDES))
 
 bench: setup ## measure step times, memory and digits accuracy; JSON goes to book/results
-	$(BIN)/python -m csq_mini.bench
+	$(BIN)/python book/scripts/bench.py
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check csq_mini tests data_scripts book/_ext

@@ -15,31 +15,31 @@ __version__ = "0.1.0"  # first, because what is imported below writes it into re
 import importlib
 from typing import Any
 
-from . import data, models, recipes
+from . import data, models
+from .train import recipes
 from .activations import quantize_activations
 from .budget import Budget
 from .conversion import Integers, convert, harden, integers, set_temperature
-from .deploy import fold_batch_norm
-from .experiments import reproduce
+from .batchnorm import fold_batch_norm, recalibrate
+from .experiments.reproduce import reproduce
 from .gates import gate, temperature
-from .loop import accuracy, parameter_groups, recalibrate
+from .optim import parameter_groups
 from .onnx_export import export_onnx
-from .packed_format import Packed, PackedFileError, verify_packed
-from .packing import load_packed, save_packed
-from .recipes import Recipe
-from .reports import Report, report
-from .training import Result, evaluate, fit
+from .packed.format import Packed, PackedFileError, verify_packed
+from .packed.save import load_packed, save_packed
+from .train.recipes import Recipe
+from .report import Report, report
+from .train.fit import Result, accuracy, evaluate, fit
 
 __all__ = [
-    "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "accuracy", "charts", "convert",
+    "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "accuracy", "convert",
     "data", "evaluate", "export_onnx", "fit", "fold_batch_norm", "gate", "harden", "integers", "load_packed",
     "models", "parameter_groups", "plots", "quantize_activations", "recalibrate", "recipes", "report", "reproduce",
-    "save_packed", "set_temperature", "temperature", "verify_packed", "widgets",
+    "save_packed", "set_temperature", "temperature", "verify_packed",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # Drawing brings matplotlib and seaborn along, charts bring altair, labs ipywidgets: imported on first use.
-    if name in ("plots", "charts", "widgets"):
+    if name == "plots":  # brings matplotlib and seaborn along: imported on first use
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .bits import at_least_float32
 from .conversion import unwrap
-from .names import unknown
+from .check import unknown
 
 MAX_BITS = 8
 LEAST_CLIP = 1e-3

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .conversion import csq_layers
 from .gates import gate
-from .layers import CSQLayer
+from .planes import CSQLayer
 
 
 class Budget:

@@ -13,12 +13,16 @@ from typing import Any
 
 import torch
 
-from . import __version__, data, models, parallel, recipes
+from . import data
+from . import models
+from .train import processes as parallel
+from .train import recipes
+from . import __version__
 from .data.listing import listing
-from .experiments import METHODS, PROFILES, SETUPS, reproduce
-from .packed_format import verify_packed
-from .pretrained import pack_run
-from .training import fit
+from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
+from .packed.format import verify_packed
+from .experiments.pretrained import pack_run
+from .train.fit import fit
 
 
 def train(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .bits import at_least_float32, check_planes, float_to_planes, place_values
 from .gates import LOGIT, check_temperature
-from .layers import OWN_NAMES, UNDECIDED, CSQLayer, Scheme, csq_class
+from .planes import OWN_NAMES, UNDECIDED, CSQLayer, Scheme, csq_class
 
 CONVERTIBLE = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .names import unknown
+from .check import unknown
 
 
 def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -230,6 +230,6 @@ def pretrained(name: str) -> nn.Module:
     Raises:
         ValueError: for an unknown name, with near ones.
     """
-    from .pretrained import load  # it stands above the models
+    from .experiments.pretrained import load  # it stands above the models
 
     return load(name)

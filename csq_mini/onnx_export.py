@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from .activations import LEAST_CLIP, PACT
-from .checkpoint import write_whole
+from .files import write_whole
 from .conversion import Integers, integers, unwrap
-from .packed_format import weight_key
-from .reports import stored_bits
+from .packed.format import weight_key
+from .report import stored_bits
 
 WIDTHS = (2, 4, 8, 16)
 OPSETS = {2: (25, 13), 4: (21, 10), 8: (21, 10), 16: (21, 10)}

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from . import models
 from .conversion import Integers
-from .reports import Report
-from .rows import Row
-from .verdicts import Verdict, best_rows, sample, weight_bits
+from .report import Report
+from .experiments.rows import Row
+from csq_book.verdicts import Verdict, best_rows, sample, weight_bits
 
 WIDTH = 5.0  # inches, 480 pixels on a page
 CLASSES = {"cifar100": 100}  # of the data sets that have not ten

@@ -8,7 +8,7 @@ from conftest import converted, layers_of
 from torch import nn
 
 import csq_mini as csq
-from csq_mini import bench
+import bench
 
 
 def test_the_library_saves_nothing_and_a_plain_layer_would():

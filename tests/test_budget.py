@@ -13,7 +13,7 @@ from torch import nn
 
 import csq_mini as csq
 from csq_mini.bits import round_to_grid
-from csq_mini.layers import DROPPED, FILLED, LEARNED
+from csq_mini.planes import DROPPED, FILLED, LEARNED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 

@@ -272,7 +272,7 @@ def test_what_a_notebook_gets(monkeypatch):
 
 
 def test_the_library_alone_needs_no_altair():
-    code = "import sys, csq_mini; assert 'altair' not in sys.modules; csq_mini.charts; assert 'altair' in sys.modules"
+    code = "import sys, csq_mini; assert 'altair' not in sys.modules; csq_book.charts; assert 'altair' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

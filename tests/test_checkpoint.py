@@ -15,8 +15,9 @@ from conftest import conv_net, few_digits, mlp, same_history, same_state
 from torch import nn
 
 import csq_mini as csq
-from csq_mini import checkpoint
-from csq_mini.checkpoint import get_rng_state, set_rng_state, write_json, write_whole
+from csq_mini.train import run_folder as checkpoint
+from csq_mini.files import write_json, write_whole
+from csq_mini.train.run_folder import get_rng_state, set_rng_state
 
 RECIPE = csq.Recipe(
     target=3.0, search_epochs=2, finetune_epochs=2, batch_size=32, checkpoint_steps=3, recalibration_batches=1

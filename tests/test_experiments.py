@@ -12,10 +12,11 @@ import torch
 from conftest import same_state
 
 import csq_mini as csq
-from csq_mini import experiments, rows
+from csq_mini.experiments import reproduce as experiments
+from csq_mini.experiments import rows
 from csq_mini.activations import activation_bits
-from csq_mini.experiments import METHODS, PROFILES, SETUPS, plan, read_state
-from csq_mini.rows import Row, load_history, load_rows, read_row, write_row
+from csq_mini.experiments.reproduce import METHODS, PROFILES, SETUPS, plan, read_state
+from csq_mini.experiments.rows import Row, load_history, load_rows, read_row, write_row
 
 DIGITS = {"model": "digits_cnn", "data": "digits", "target": 3.0, "progress": False, "device": "cpu"}
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import csq_mini as csq
-from csq_mini import bench
+import bench
 from csq_mini.bits import place_values
-from csq_mini.layers import PlaneSum, gain
+from csq_mini.planes import PlaneSum, gain
 
 BETAS = [0.5, 1.0, 7.0, 50.0, 200.0]
 

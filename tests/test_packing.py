@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 import csq_mini as csq
-from csq_mini import packed_format, packing
+from csq_mini.packed import format as packed_format
+from csq_mini.packed import save as packing
 from csq_mini.conversion import Integers, Scheme
-from csq_mini.packed_format import KEY, NO_DIGEST, pack_bits, unpack_bits
+from csq_mini.packed.format import KEY, NO_DIGEST, pack_bits, unpack_bits
 
 
 def hardened(model, target=2.0, planes=8):
@@ -359,8 +360,8 @@ def test_mutated_contents_with_a_right_digest_are_refused_or_say_the_same_as_a_s
 
 @pytest.mark.parametrize("name", [f"resnet20-cifar10-{bits}bit" for bits in (2, 3, 4)])
 def test_pretrained_networks_are_those_of_their_rows(name):
-    from csq_mini.experiments import read_state
-    from csq_mini.rows import default_results, read_row
+    from csq_mini.experiments.reproduce import read_state
+    from csq_mini.experiments.rows import default_results, read_row
 
     model = csq.models.pretrained(name)
     row = model.csq_row
@@ -374,7 +375,7 @@ def test_pretrained_networks_are_those_of_their_rows(name):
 
 
 def test_every_file_of_weights_is_sound_and_has_its_row():
-    from csq_mini import pretrained
+    from csq_mini.experiments import pretrained
 
     assert pretrained.names()
     for name in pretrained.names():

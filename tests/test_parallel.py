@@ -15,7 +15,7 @@ from conftest import conv_net, converted, few_digits, mlp, shake
 from torch import nn
 
 import csq_mini as csq
-from csq_mini import parallel
+from csq_mini.train import processes as parallel
 
 RECIPE = csq.Recipe(target=3.0, search_epochs=2, finetune_epochs=1, batch_size=32, recalibration_batches=1)
 

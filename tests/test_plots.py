@@ -108,7 +108,7 @@ def test_a_scheme_of_a_row_takes_the_shares_from_its_network(tmp_path):
 def test_accuracy_against_size_draws_the_best_rows_and_the_published_figures(tmp_path):
     from test_verdicts import made_up, table_of
 
-    from csq_mini.verdicts import select
+    from csq_book.verdicts import select
 
     rows = [made_up(target=2.0, seed=s, accuracy=0.90 + 0.01 * s, paper_bits=1.98) for s in (0, 1)]
     rows += [
@@ -137,7 +137,7 @@ def test_accuracy_against_size_draws_the_best_rows_and_the_published_figures(tmp
 
 
 def test_differences_draws_a_bar_a_verdict_and_says_what_has_not_run(tmp_path):
-    from csq_mini.verdicts import Sample, Verdict
+    from csq_book.verdicts import Sample, Verdict
 
     whole, none = Sample(92.0, None, 1), Sample(float("nan"), None, 0)
     found = [Verdict({"what": f"part {i}"}, ours, whole, "no bound")

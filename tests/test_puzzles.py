@@ -10,7 +10,7 @@ import jupytext
 import pytest
 import torch
 
-from csq_mini import puzzles
+from csq_book import puzzles
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book/chapters").glob("*.md"))
@@ -38,7 +38,7 @@ def wrong_answers(chapter):
 
 
 NAMES = [(module.stem, p.name) for module in MODULES
-         for p in importlib.import_module(f"csq_mini.puzzles.{module.stem}").PUZZLES]  # fmt: skip
+         for p in importlib.import_module(f"csq_book.puzzles.{module.stem}").PUZZLES]  # fmt: skip
 
 
 @pytest.mark.parametrize("chapter, name", NAMES)

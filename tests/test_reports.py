@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import csq_mini as csq
-from csq_mini.reports import LayerReport, stored_bits
+from csq_mini.report import LayerReport, stored_bits
 
 
 @pytest.mark.parametrize("codes, bits", [

@@ -16,8 +16,8 @@ import yaml
 from test_verdicts import made_up
 
 import csq_mini as csq
-from csq_mini.experiments import METHODS
-from csq_mini.rows import SCHEMA, load_rows, write_row
+from csq_mini.experiments.reproduce import METHODS
+from csq_mini.experiments.rows import SCHEMA, load_rows, write_row
 
 ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("papermill", reason='needs pip install -e ".[book]"')

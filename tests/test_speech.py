@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from csq_mini import bits, gates, pages
-from csq_mini.layers import CSQLayer, PlaneSum
+from csq_mini import bits, gates
+from csq_book import pages
+from csq_mini.planes import CSQLayer, PlaneSum
 
 
 def test_a_sentence_is_markdown():

@@ -2,8 +2,9 @@ import pandas
 import pytest
 from test_verdicts import CPU, FILE, H200, made_up, table_of
 
-from csq_mini import tables, verdicts
-from csq_mini.rows import SCHEMA, load_rows, write_row
+from csq_book import tables
+from csq_book import verdicts
+from csq_mini.experiments.rows import SCHEMA, load_rows, write_row
 
 
 @pytest.fixture(scope="module")

@@ -468,7 +468,7 @@ class NoWaiting(torch.utils._python_dispatch.TorchDispatchMode):
 
 @pytest.mark.parametrize("target, bits", [(None, None), (3.0, None), (3.0, 4)])
 def test_no_training_step_waits_for_the_device(target, bits, monkeypatch):
-    from csq_mini import training
+    from csq_mini.train import fit as training
 
     step, taken = training._Run._train_step, []
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pandas
 import pytest
 
-from csq_mini import tables, verdicts
-from csq_mini.experiments import METHODS, plan
-from csq_mini.rows import SCHEMA, Row
+from csq_book import tables
+from csq_book import verdicts
+from csq_mini.experiments.reproduce import METHODS, plan
+from csq_mini.experiments.rows import SCHEMA, Row
 
 FILE = Path(__file__).resolve().parents[1] / "book/reproductions/published.yml"
 H200, CPU = "NVIDIA H200", None

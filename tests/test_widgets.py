@@ -54,7 +54,7 @@ def digits():
 @pytest.fixture
 def lab(digits):
     """A short budget lab whose widgets are there; afterwards no thread is left."""
-    made = csq.widgets.budget_lab(data=digits, recipe=QUICK)
+    made = csq_book.labs.budget_lab(data=digits, recipe=QUICK)
     assert made.widgets["box"].children
     yield made
     made.pause()
@@ -73,7 +73,7 @@ def alert(lab):
 
 
 def test_temperature_lab_computes_gate_and_slope_anew():
-    lab = csq.widgets.temperature_lab()
+    lab = csq_book.labs.temperature_lab()
     seen = {figure(lab)}
     for beta, x in ((1.0, 0.0), (20.0, 0.5), (200.0, -1.0)):
         lab.widgets["beta"].value, lab.widgets["x"].value = beta, x
@@ -91,7 +91,7 @@ def test_temperature_lab_computes_gate_and_slope_anew():
 def test_every_control_has_a_label():
     conv = nn.Sequential(nn.Linear(2, 2))
     csq.convert(conv)
-    for lab in (csq.widgets.temperature_lab(), csq.widgets.scheme_explorer(conv), csq.widgets.budget_lab(recipe=QUICK)):
+    for lab in (csq_book.labs.temperature_lab(), csq_book.labs.scheme_explorer(conv), csq_book.labs.budget_lab(recipe=QUICK)):
         for control in lab.controls:
             assert lab.widgets[control.name].description == control.label != ""
             assert control.label in lab.svg()
@@ -101,7 +101,7 @@ def test_every_control_has_a_label():
 
 @pytest.mark.parametrize("change", [{"beta": 0}, {"beta": math.inf}, {"beta": "warm"}, {"x": 3}, {"heat": 1}])
 def test_a_value_that_cannot_be_is_refused(change):
-    lab = csq.widgets.temperature_lab()
+    lab = csq_book.labs.temperature_lab()
     with pytest.raises(ValueError):
         lab.change(**change)
     assert lab.values == {"beta": 4.0, "x": 0.5, "hard": False}
@@ -143,7 +143,7 @@ def test_to_the_end_in_the_background(lab, digits):
 
 
 def test_the_background_computes_what_the_foreground_does(lab, digits):
-    other = csq.widgets.budget_lab(data=digits, recipe=QUICK)
+    other = csq_book.labs.budget_lab(data=digits, recipe=QUICK)
     other.run(30)
     lab.start()
     assert until(lambda: lab.search.step >= 10)
@@ -198,7 +198,7 @@ def test_a_new_budget_leaves_the_masks_and_turns_the_sign(lab):
 
 
 def test_planes_go_and_come_back(digits):
-    lab = csq.widgets.budget_lab(data=digits, recipe=QUICK.replace(search_epochs=8))
+    lab = csq_book.labs.budget_lab(data=digits, recipe=QUICK.replace(search_epochs=8))
     lab.run(3 * lab.search.epoch_steps)
     low = lab.rows[-1]["bits"]
     lab.change(target=5)
@@ -252,7 +252,7 @@ class Bomb(nn.Module):
 
 
 def test_an_exception_in_the_background_shows_and_the_thread_ends(digits):
-    lab = csq.widgets.budget_lab(Bomb(), digits, QUICK)
+    lab = csq_book.labs.budget_lab(Bomb(), digits, QUICK)
     assert alert(lab) == ""
     lab.start()
     assert lab.wait(PATIENCE) and until(lambda: not threads())
@@ -266,7 +266,7 @@ def test_an_exception_in_the_background_shows_and_the_thread_ends(digits):
 
 
 def test_a_loss_that_is_not_finite_stops_it(digits):
-    lab = csq.widgets.budget_lab(data=digits, recipe=QUICK)
+    lab = csq_book.labs.budget_lab(data=digits, recipe=QUICK)
     with torch.no_grad():
         next(p for n, p in lab.model.named_parameters() if n.endswith("scale")).fill_(math.nan)
     lab.start()
@@ -274,7 +274,7 @@ def test_a_loss_that_is_not_finite_stops_it(digits):
 
 
 def test_one_thread_for_all_labs(lab, digits):
-    other = csq.widgets.budget_lab(data=digits, recipe=QUICK)
+    other = csq_book.labs.budget_lab(data=digits, recipe=QUICK)
     lab.start()
     other.start()
     assert not lab.running and other.running and len(threads()) == 1
@@ -296,21 +296,21 @@ def test_start_and_pause_in_quick_turns(lab):
 def test_own_model_data_and_recipe(digits):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = model[1].weight.detach().clone()
-    lab = csq.widgets.budget_lab(model, digits, QUICK.replace(target=3.0, search_epochs=1))
+    lab = csq_book.labs.budget_lab(model, digits, QUICK.replace(target=3.0, search_epochs=1))
     lab.run(10**4)
     assert torch.equal(model[1].weight, before) and type(model[1]) is nn.Linear
     assert csq.report(lab.exact).total.paper_bits == 3
     with pytest.raises(ValueError, match="target"):
-        csq.widgets.budget_lab(recipe=QUICK.replace(target=None))
+        csq_book.labs.budget_lab(recipe=QUICK.replace(target=None))
     with pytest.raises(ValueError, match="does not take inputs"):
-        csq.widgets.budget_lab(nn.Linear(3, 10), digits, QUICK)
+        csq_book.labs.budget_lab(nn.Linear(3, 10), digits, QUICK)
 
 
 def test_the_callers_random_numbers_stay(digits):
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    csq.widgets.budget_lab(data=digits, recipe=QUICK).run(5)
+    csq_book.labs.budget_lab(data=digits, recipe=QUICK).run(5)
     assert torch.equal(torch.rand(3), wanted)
 
 
@@ -320,7 +320,7 @@ def test_the_callers_random_numbers_stay(digits):
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
     """One network thrice: converted, hardened, and the path of its packed file."""
-    lab = csq.widgets.budget_lab(data=digits, recipe=QUICK)
+    lab = csq_book.labs.budget_lab(data=digits, recipe=QUICK)
     lab.run(10**4)
     path = tmp_path_factory.mktemp("packed") / "model.safetensors"
     csq.save_packed(csq.harden(lab.model), path)
@@ -328,7 +328,7 @@ def trained(digits, tmp_path_factory):
 
 
 def test_converted_hardened_and_packed_say_the_same(trained):
-    explorers = [csq.widgets.scheme_explorer(source) for source in trained]
+    explorers = [csq_book.labs.scheme_explorer(source) for source in trained]
     wanted = csq.integers(trained[1])
     for name in wanted:
         for explorer in explorers:
@@ -337,11 +337,11 @@ def test_converted_hardened_and_packed_say_the_same(trained):
             assert alert(explorer) == "" and name in explorer.words()
         assert len({explorer.words() for explorer in explorers}) == 1
         assert figure(explorers[0]) == figure(explorers[1])  # a packed file lists its layers by name
-    assert csq.widgets.scheme_explorer(str(trained[2])).words() == csq.widgets.scheme_explorer(trained[2]).words()
+    assert csq_book.labs.scheme_explorer(str(trained[2])).words() == csq_book.labs.scheme_explorer(trained[2]).words()
 
 
 def test_orders(trained):
-    explorer = csq.widgets.scheme_explorer(trained[1])
+    explorer = csq_book.labs.scheme_explorer(trained[1])
     seen = set()
     for order in explorer.orders:
         explorer.widgets["order"].value = order
@@ -352,15 +352,15 @@ def test_orders(trained):
 
 
 def test_read_again_follows_a_training_and_shows_what_fails(digits, tmp_path):
-    lab = csq.widgets.budget_lab(data=digits, recipe=QUICK)
-    explorer = csq.widgets.scheme_explorer(lab.model)
+    lab = csq_book.labs.budget_lab(data=digits, recipe=QUICK)
+    explorer = csq_book.labs.scheme_explorer(lab.model)
     before = figure(explorer)
     lab.run(2 * lab.search.epoch_steps)
     explorer.widgets["read"].click()
     assert figure(explorer) != before and alert(explorer) == ""
     path = tmp_path / "m.safetensors"
     csq.save_packed(csq.harden(lab.model), path)
-    explorer = csq.widgets.scheme_explorer(path)
+    explorer = csq_book.labs.scheme_explorer(path)
     before = figure(explorer)
     path.write_bytes(b"no model")
     explorer.widgets["read"].click()
@@ -369,9 +369,9 @@ def test_read_again_follows_a_training_and_shows_what_fails(digits, tmp_path):
 
 def test_what_is_no_scheme_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no quantized layer"):
-        csq.widgets.scheme_explorer(nn.Linear(2, 2))
+        csq_book.labs.scheme_explorer(nn.Linear(2, 2))
     with pytest.raises(FileNotFoundError):
-        csq.widgets.scheme_explorer(tmp_path / "nothing")
+        csq_book.labs.scheme_explorer(tmp_path / "nothing")
 
 
 def test_a_layer_without_planes_and_a_single_one():
@@ -379,7 +379,7 @@ def test_a_layer_without_planes_and_a_single_one():
     csq.convert(model)
     with torch.no_grad():
         model.q.fill_(-1)
-    explorer = csq.widgets.scheme_explorer(model)
+    explorer = csq_book.labs.scheme_explorer(model)
     assert "0 planes kept" in explorer.words() and "(model)" in explorer.svg()
     assert explorer.widgets["layer"].value == ""
 
@@ -393,7 +393,7 @@ class Shell:
 
 
 def test_with_someone_there_a_widget_and_else_a_picture(monkeypatch):
-    lab = csq.widgets.temperature_lab()
+    lab = csq_book.labs.temperature_lab()
     assert set(lab._repr_mimebundle_()) == {"image/svg+xml", "text/plain"} and not lab._widgets
     ipython = pytest.importorskip("IPython")
     monkeypatch.setattr(ipython, "get_ipython", Shell)
@@ -405,7 +405,7 @@ def test_with_someone_there_a_widget_and_else_a_picture(monkeypatch):
 def test_a_notebook_run_by_a_program_gets_pictures_and_no_widget_state():
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.v4.new_notebook()
-    notebook.cells = [nbformat.v4.new_code_cell("import csq_mini as csq\ncsq.widgets.temperature_lab()")]
+    notebook.cells = [nbformat.v4.new_code_cell("import csq_mini as csq\ncsq_book.labs.temperature_lab()")]
     nbclient.NotebookClient(notebook, timeout=PATIENCE, resources={"metadata": {"path": str(ROOT)}}).execute()
     (output,) = [output for output in notebook.cells[0].outputs if output.output_type == "execute_result"]
     assert set(output.data) == {"image/svg+xml", "text/plain"} and "widgets" not in notebook.metadata
@@ -420,7 +420,7 @@ def test_the_built_page_shows_pictures_alone():
 
 
 def test_the_library_alone_needs_no_ipywidgets():
-    code = "import sys, csq_mini; csq_mini.widgets.temperature_lab().svg(); assert 'ipywidgets' not in sys.modules"
+    code = "import sys, csq_mini; csq_book.labs.temperature_lab().svg(); assert 'ipywidgets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -448,7 +448,7 @@ def jupyterlab(tmp_path):
     nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.v4.new_notebook()
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    codes = "import csq_mini as csq\ncsq.widgets.temperature_lab()", "lab = csq.widgets.budget_lab()\nlab"
+    codes = "import csq_mini as csq\ncsq_book.labs.temperature_lab()", "lab = csq_book.labs.budget_lab()\nlab"
     notebook.cells = [nbformat.v4.new_code_cell(code) for code in codes]
     (tmp_path / "work").mkdir()
     nbformat.write(notebook, tmp_path / "work/lab.ipynb")

@@ -135,7 +135,7 @@ def machine(root):
     """Versions, commit and processor, as a list of definitions."""
     from libhash import library_hash
 
-    from csq_mini import machine as here
+    from csq_mini.experiments.reproduce import machine as here
 
     versions, hardware = here.versions(), here.hardware("cpu")
     packages = [f"{name} {version}" for name in PACKAGES if (version := _version(name))]

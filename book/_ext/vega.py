@@ -41,7 +41,7 @@ def write_files(folder):
     try:
         import vl_convert
 
-        from csq_mini import charts
+        from csq_book import charts
     except ImportError as error:
         raise ExtensionError(f'{error}: run pip install -e ".[book]"') from error
     bundle = "(() => {" + vl_convert.javascript_bundle() + "})();\n"  # else its short names would be everybody's

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..names import unknown
+from ..check import unknown
 from .dataset import Data, Split
 from .digits import digits
 from .folders import image_folder

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..names import unknown
+from ..check import unknown
 
 Split = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]

@@ -1,0 +1,257 @@
+"""Benchmarks whose figures the README shows: ``python -m csq_mini.bench [steps] [digits]``.
+
+``steps``: time of a CSQ training step over a float one (ResNet-20, optimizer included), and of
+drawing a batch of images, as median ratios of interleaved pairs, because machines are noisy; and
+bytes a weight.
+``digits``: hardened accuracy of the digits network by cross-validation over all images, against
+float and uniform precision trained the same way, and whether every budget is kept.
+Each writes book/results/bench_<name>.json with seeds, hardware and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+from csq_mini import data
+from csq_mini import models
+from csq_mini.train import recipes
+from csq_mini.budget import Budget
+from csq_mini.files import write_json
+from csq_mini.conversion import convert, csq_layers, set_temperature
+from csq_mini.data.transforms import CropFlip, Normalise
+from csq_mini.gates import temperature
+from csq_mini.loop import parameter_groups
+from csq_mini.experiments.machine import hardware, versions
+from csq_mini.experiments.rows import Row, read_row
+from csq_mini.train.fit import fit
+
+SEEDS, FOLDS, TARGETS = (0, 1, 2), 5, (1.5, 2.0, 3.0, 4.0, 5.0)
+
+
+def where() -> dict[str, Any]:
+    """Hardware and versions, as each results file states them."""
+    return {**versions(), **hardware()}
+
+
+class TrainingStep:
+    """One training step of ResNet-20 at batch 128, with everything fit does in a step.
+
+    ``phase`` is "float", "search", or "finetune" (of a model frozen at 2 bits).
+    """
+
+    def __init__(self, phase: str, batch: int = 128):
+        torch.manual_seed(0)
+        self.model = models.resnet20().train()
+        self.budget = None
+        if phase != "float":
+            convert(self.model)
+            self.budget = Budget(self.model, 2.0)
+        if self.budget and phase == "finetune":
+            self.budget.freeze()
+        self.optimizer = torch.optim.SGD(parameter_groups(self.model, 0.01), momentum=0.9, nesterov=True, fused=True)
+        self.x, self.y, self.count = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,)), 0
+
+    def __call__(self) -> None:
+        if self.budget:
+            set_temperature(self.model, temperature(self.count % 100 / 100))
+        loss = F.cross_entropy(self.model(self.x), self.y)
+        if self.budget:
+            loss = loss + self.budget.penalty()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.count += 1
+
+
+def image_batches(batch: int = 128) -> Callable[[], None]:
+    """Draws one training batch a call as CIFAR-10 does: choose, crop, flip, normalise, from as many images."""
+    normalise = Normalise((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    x, y = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (50_000,))
+    split = x.contiguous(memory_format=torch.channels_last), y
+    images = data.Data("random bytes", split, split, split, CropFlip(32, pad=4), normalise)
+    numbers = itertools.count()
+
+    def draw() -> None:
+        images.training_batch(batch, 0, next(numbers))
+
+    return draw
+
+
+def steps(pairs: int = 30) -> dict[str, Any]:
+    """Ratio of step times, share of the data, and bytes a weight, of ResNet-20."""
+    threads = torch.get_num_threads()
+    work = [TrainingStep(phase) for phase in ("float", "search", "finetune")]
+    timers = [Timer("step()", globals={"step": step}, num_threads=threads) for step in (*work, image_batches())]
+    times = [[timer.timeit(1).mean for timer in timers] for _ in range(pairs + 2)][2:]  # two to warm up
+    found = {"model": "resnet20", "batch": 128, "pairs": pairs, "seed": 0,
+             "float_step_s": statistics.median(t[0] for t in times), **memory()}  # fmt: skip
+    found["data_share"] = statistics.median(t[3] / t[0] for t in times)
+    print(f"drawing a batch over float step: median {found['data_share']:.2%}")
+    for place, phase in ((1, "search"), (2, "finetune")):
+        ratios = [t[place] / t[0] for t in times]
+        found[f"{phase}_ratio"] = statistics.median(ratios)
+        found[f"{phase}_ratio_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
+        print(f"{phase} step over float step: median {found[f'{phase}_ratio']:.3f} of {pairs} interleaved pairs")
+    return found
+
+
+def memory() -> dict[str, float]:
+    """Bytes a weight of state (parameters, gradients, momentum) and saved for backward, measured."""
+    step = TrainingStep("search", batch=2)
+    step()
+    layers = list(csq_layers(step.model).values())
+    weights = sum(layer.p.shape[1] for layer in layers)
+    own = [p for layer in layers for p in (layer.p, layer.n, layer.q, layer.scale)]
+    moments = [step.optimizer.state[p]["momentum_buffer"] for p in own]
+    state = sum(t.nbytes for p, m in zip(own, moments) for t in (p, p.grad, m) if t is not None)
+    bound, saved = layers[0].planes * 2 * 3 * 4, saved_bytes(layers)  # two float32 logits a plane, three times
+    print(f"state: {state / weights:.1f} bytes a weight (bound {bound}); saved beyond parameters: {saved} bytes")
+    return {"state_bytes_per_weight": state / weights, "bound_bytes_per_weight": bound,
+            "saved_beyond_parameters_bytes": saved}  # fmt: skip
+
+
+def saved_bytes(layers: Sequence[nn.Module]) -> int:
+    """Bytes that computing each layer's weight keeps for the backward pass, its own state aside."""
+    own = {t.untyped_storage().data_ptr() for layer in layers for t in (*layer.parameters(), *layer.buffers())}
+    saved: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        if t.untyped_storage().data_ptr() not in own:
+            saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        kept = [layer.weight for layer in layers]  # alive, so that no storage is reused
+    assert kept
+    return sum(saved.values())
+
+
+def digits_run(job: tuple[str, float | None, int, int]) -> dict[str, Any]:
+    """Train one digits network: (kind, target, fold, seed) in, one row out."""
+    kind, target, fold, seed = job
+    recipe = recipes.get("digits", target=target, seed=seed)
+    if kind == "uniform":  # freeze at once: every layer the same planes, as many epochs in all
+        recipe = recipe.replace(search_epochs=0, finetune_epochs=recipe.search_epochs + recipe.finetune_epochs)
+    torch.manual_seed(seed)
+    start = time.perf_counter()
+    result = fit(models.digits_cnn(), data.digits(fold), recipe, progress=False)
+    bits = result.report.total.paper_bits if result.report else None
+    return {"kind": kind, "target": target, "fold": fold, "seed": seed, "accuracy": result.accuracy, "bits": bits,
+            "seconds": time.perf_counter() - start}  # fmt: skip
+
+
+def digits() -> dict[str, Any]:
+    """Cross-validated digits: float, CSQ and uniform 2 bits on every fold and seed, other targets too."""
+    alone = digits_run(("csq", 2.0, 0, 0))["seconds"]
+    print(f"one run, {torch.get_num_threads()} threads: {alone:.1f} s")
+    cases = [("float", None), ("uniform", 2.0)] + [("csq", target) for target in TARGETS]
+    jobs = [(kind, target, fold, seed) for kind, target in cases for fold in range(FOLDS) for seed in SEEDS]
+    with multiprocessing.get_context("spawn").Pool(torch.get_num_threads(), torch.set_num_threads, (1,)) as pool:
+        rows = []
+        for row in pool.imap(digits_run, jobs):
+            rows.append(row)
+            print("{kind} {target} fold {fold} seed {seed}: {accuracy:.4f}".format(**row), flush=True)
+    return {"folds": FOLDS, "seeds": SEEDS, "recipe": recipes.get("digits").to_dict(), "one_run_s": alone,
+            "summary": [_summary(rows, *case) for case in cases], "rows": rows}  # fmt: skip
+
+
+def _summary(rows: list[dict[str, Any]], kind: str, target: float | None) -> dict[str, Any]:
+    chosen = [row for row in rows if (row["kind"], row["target"]) == (kind, target)]
+    # One value a seed, over all images; its spread over seeds is what a repetition would show.
+    by_seed = [np.mean([row["accuracy"] for row in chosen if row["seed"] == seed]) for seed in SEEDS]
+    mean, std = float(np.mean(by_seed)), float(np.std(by_seed, ddof=1))
+    most = max((row["bits"] for row in chosen if row["bits"]), default=None)
+    print(f"{kind} {target}: {mean:.4f} +- {std:.4f}, at most {most} bits")
+    return {"kind": kind, "target": target, "accuracy": mean, "std_over_seeds": std, "runs": len(chosen),
+            "max_bits": most}  # fmt: skip
+
+
+def photographs(folder: Path) -> tuple[list[str], Row]:
+    """ResNet-20 on CIFAR-10 from a float network, as lines of a table, and one of its rows."""
+    kinds = {"csq": "csq", "no-masks": "uniform"}
+    files = sorted((folder / "rows").glob("resnet20-cifar10-pretrained-*-cpu-seed0.json"))
+    rows = [row for row in map(read_row, files) if row.method in kinds and row.activation_bits is None]
+    rows.sort(key=lambda row: (row.target, row.method == "csq"))
+    epochs = rows[0].search_epochs + rows[0].finetune_epochs
+    lines = [
+        f"| ResNet-20 on CIFAR-10, {epochs} epochs from a float network | bits a weight | accuracy |",
+        "|---|---|---|",
+        f"| float | 32 | {rows[0].start_accuracy:.2%} |",
+        *(f"| {kinds[r.method]}, target {r.target:g} | {r.paper_bits:.3f} | {r.accuracy:.2%} |" for r in rows),
+    ]
+    return lines, rows[0]
+
+
+def table(folder: Path) -> str:
+    """The figures of the result files as the Markdown tables that the README shows."""
+    step, cross = (json.loads((folder / f"bench_{name}.json").read_text()) for name in ("steps", "digits"))
+    lines = [
+        "| digits, 5 folds x 3 seeds | bits a weight, at most | accuracy | spread over seeds |",
+        "|---|---|---|---|",
+    ]
+    for row in cross["summary"]:
+        bits = "32" if row["max_bits"] is None else f"{row['max_bits']:.3f}"
+        name = row["kind"] if row["target"] is None else f"{row['kind']}, target {row['target']:g}"
+        lines.append(f"| {name} | {bits} | {row['accuracy']:.2%} | {row['std_over_seeds']:.2%} |")
+    pictures, one = photographs(folder)
+    lines += [
+        "",
+        *pictures,
+        "",
+        f"| ResNet-20, batch {step['batch']} | measured | bound or aim |",
+        "|---|---|---|",
+        *(
+            f"| {phase} step / float step, median of {step['pairs']} pairs (quartiles) | {step[f'{phase}_ratio']:.3f} "
+            "({:.3f} to {:.3f}) | at most 1.08, aim 1.03 |".format(*step[f"{phase}_ratio_quartiles"])
+            for phase in ("search", "finetune")
+        ),
+        f"| drawing a batch / float step, median | {step['data_share']:.1%} | at most 3% |",
+        f"| parameters, gradients, momentum, bytes a weight | {step['state_bytes_per_weight']:.1f} "
+        f"| {step['bound_bytes_per_weight']} |",
+        f"| saved for backward beyond parameters, bytes | {step['saved_beyond_parameters_bytes']} | 0 |",
+        f"| one digits run, {cross['where']['threads']} threads, seconds | {cross['one_run_s']:.1f} | at most 25 |",
+        "",
+        *(
+            f"{title}: seeds {', '.join(map(str, seeds))}, csq-mini {w['csq_mini']}, torch {w['torch']}, {w['cpu']}, "
+            f"{w['threads']} threads."
+            for title, seeds, w in (
+                ("First table", cross["seeds"], cross["where"]),
+                ("Second table", [one.seed], {**one.versions, **one.hardware}),
+                ("Third table", [step["seed"]], step["where"]),
+            )
+        ),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the named benchmarks, or all, and write their JSON."""
+    known = {"steps": steps, "digits": digits}
+    parser = argparse.ArgumentParser(prog="python -m csq_mini.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *known], default=[], help="steps, digits, or nothing for both")
+    parser.add_argument("--out", default="book/results", type=Path)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.names or known:
+        print(f"== {name}")
+        write_json(args.out / f"bench_{name}.json", {"where": where(), **known[name]()})
+    if all((args.out / f"bench_{name}.json").exists() for name in known):
+        print(f"\nFor README.md, between its marks:\n\n{table(args.out)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Experiments: parameters in, one row of results out."""

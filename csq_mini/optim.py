@@ -1,0 +1,79 @@
+"""Parameter groups: which rate and which weight decay each parameter trains with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from .activations import PACT
+from .conversion import unwrap
+from .planes import CSQLayer
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, logit_lr: float | None = None, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Parameter groups for any torch optimizer, each with its rate and weight decay.
+
+    ==================  ====================================  =============================  ================
+    group               parameters                            rate                           decay
+    ==================  ====================================  =============================  ================
+    bit logits          ``p``, ``n`` of converted layers      ``logit_lr``                   0
+    mask logits, |W|    ``q`` of the layers of that size      lr * mean size / size, at      0
+                                                              most 10 lr
+    scale, |W|          ``scale`` of the layers of that size  lr / sqrt(|W| (2^N - 1))       0
+    activation clips    ``alpha`` of :class:`PACT`            ``lr``                         ``weight_decay``
+    norms and biases    float parameters up to 1 dimension    ``lr``                         0
+    float weights       everything else                       ``lr``                         ``weight_decay``
+    ==================  ====================================  =============================  ================
+
+    A logit decayed to 0 is a bit that has not decided, so logits never decay. The budget pulls at a
+    mask in proportion to its layer's size; with rates in inverse proportion every layer is asked the
+    same question, what a weight of its planes is worth, at the same pace (with equal rates the large
+    layers are closed before the small ones have moved). One change of a scale changes all weights of
+    its layer, hence its rate, the step-size rule of LSQ (arXiv 1902.08153). Decay is what pulls the
+    clip of an activation down (PACT, arXiv 1805.06085). Call this after :func:`convert`, and again
+    after ``budget.freeze()``: the finetune starts with a new optimizer.
+
+    Args:
+        model: converted or float.
+        lr: rate of what is not a logit, at least 0.
+        logit_lr: rate of the bit logits; None is ten times ``lr``.
+        weight_decay: at least 0.
+
+    Returns:
+        Groups for an optimizer, each with a ``name``; empty ones are left out, and so are
+        parameters that need no gradient.
+    """
+    logit_lr = 10 * lr if logit_lr is None else logit_lr
+    sizes = [m.p.shape[1] for m in unwrap(model).modules() if isinstance(m, CSQLayer)]
+    mean = sum(sizes) / max(len(sizes), 1)
+    groups: dict[str, dict[str, Any]] = {}
+    seen: set[int] = set()
+    for module in unwrap(model).modules():
+        for key, parameter in module._parameters.items():
+            if parameter is None or not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            name, rate = _group_of(module, key, parameter, lr, logit_lr, mean)
+            decay = weight_decay if name in ("float weights", "activation clips") else 0.0
+            group = groups.setdefault(name, {"params": [], "lr": rate, "weight_decay": decay, "name": name})
+            group["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: group["name"])
+
+
+def _group_of(
+    module: nn.Module, key: str, parameter: Tensor, lr: float, logit_lr: float, mean: float
+) -> tuple[str, float]:
+    if isinstance(module, CSQLayer) and key in ("p", "n", "q", "scale"):
+        size = max(module.p.shape[1], 1)
+        if key == "q":
+            return f"mask logits, |W| = {size}", lr * min(mean / size, 10)
+        if key == "scale":
+            return f"scale, |W| = {size}", lr / math.sqrt(size * (2**module.planes - 1))
+        return "bit logits", logit_lr
+    if isinstance(module, PACT) and key == "alpha":
+        return "activation clips", lr
+    return "norms and biases" if parameter.ndim <= 1 else "float weights", lr

@@ -1,0 +1,1 @@
+"""Packed files: the format, its checks, saving and loading."""

@@ -1,0 +1,195 @@
+"""Packed files: an exact model in one safetensors file, its integers at the bits they need.
+
+A quantized layer is a step and integer codes. :func:`save_packed` writes the codes as a dense string
+of bits, what stays float as it is, and the rest as one metadata entry; :func:`load_packed` gives the
+model back, equal in every bit. ``packed_format.py`` reads and checks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from .. import __version__
+from ..activations import activation_bits, quantize_activations
+from ..files import write_whole
+from ..conversion import Integers, Scheme, integers, schemes, unwrap
+from ..planes import CSQLayer
+from .format import (
+    DTYPES,
+    FORMAT,
+    KEY,
+    NO_DIGEST,
+    Packed,
+    PackedFileError,
+    pack_bits,
+    require,
+    verify_packed,
+    weight_key,
+)  # fmt: skip
+from ..train.recipes import Recipe
+
+
+def save_packed(model: nn.Module, path: str | Path, recipe: Recipe | None = None) -> int:
+    """Write a hardened model into one file, whole or not at all; the same model gives the same bytes.
+
+    Args:
+        model: from :func:`csq_mini.harden`, or from :func:`load_packed`.
+        path: of the file; one that is there is replaced.
+        recipe: whose digest the file is to name.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        ValueError: if the model is not hardened, or a weight was changed since.
+    """
+    model = unwrap(model)
+    if any(isinstance(m, CSQLayer) for m in model.modules()):
+        raise ValueError("the model still has its planes: save_packed(csq.harden(model), path)")
+    found = {name: scheme for name, (_, scheme) in schemes(model).items()}
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    architecture = getattr(model, "csq_architecture", None)
+    blob = pack(state, found, integers(model), architecture, activation_bits(model), recipe)
+    write_whole(Path(path), lambda file: file.write(blob))
+    return len(blob)
+
+
+def pack(
+    state: Mapping[str, Tensor], found: Mapping[str, Scheme], codes: Mapping[str, Integers],
+    architecture: Mapping[str, Any] | None = None, activations: Mapping[str, int] | None = None,
+    recipe: Recipe | None = None,
+) -> bytes:  # fmt: skip
+    """The bytes of a packed file, from a plain state_dict and what is known of its quantized layers."""
+    from safetensors.torch import save
+
+    tensors, layers = dict(state), {}
+    for name, scheme in found.items():
+        key = weight_key(name)
+        values, indices, bits = _index(codes[name].codes)
+        tensors[key] = torch.from_numpy(pack_bits(indices, bits))
+        layers[name] = {
+            "bits": bits, "dtype": _dtype_name(state[key]), "planes": scheme.planes,
+            "shape": list(codes[name].shape), "step": scheme.step,
+        } | ({"low": values[0]} if isinstance(values, range) else {"values": list(values)})  # fmt: skip
+    about = {
+        "activations": dict(activations or {}), "architecture": architecture, "format": FORMAT, "layers": layers,
+        "library": __version__, "recipe": recipe and recipe_digest(recipe), "sha256": NO_DIGEST,
+    }  # fmt: skip
+    blob = save(tensors, {KEY: json.dumps(about, sort_keys=True, separators=(",", ":"))})
+    return blob.replace(NO_DIGEST.encode(), hashlib.sha256(blob).hexdigest().encode(), 1)
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 of a recipe's fields as sorted JSON."""
+    return hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The exact model in a packed file: its outputs equal those of the hardened model in every bit.
+
+    Args:
+        path: of the file.
+        model: a plain model of the same architecture, which gets the weights; None builds one of
+            ``csq.models``, if the file says which.
+
+    Returns:
+        The model, in evaluation mode, with ``csq`` on each quantized layer as after hardening.
+
+    Raises:
+        PackedFileError: (a ValueError) for a file that is damaged, foreign or of a newer format, or
+            that does not fit the model; the model is unchanged then.
+        FileNotFoundError, OSError: if it cannot be read.
+    """
+    packed = verify_packed(path)
+    new = _build(packed) if model is None else unwrap(model)
+    _compare(packed, new)  # before anything is decoded: sizes in the file are the model's from here on
+    if model is None:
+        new = new.to_empty(device="cpu")
+    state = {name: _tensor(*entry) for name, entry in packed.floats.items()}
+    state |= {weight_key(name): layer.weight() for name, layer in packed.layers.items()}
+    new.load_state_dict(state, strict=True)
+    for name, layer in packed.layers.items():
+        scheme = layer.scheme
+        if layer.dtype in ("F16", "BF16"):  # whose weights may not tell their integers apart
+            scheme = Scheme(scheme.available, scheme.kept, scheme.filled, scheme.step, layer.codes())
+        new.get_submodule(name).csq = scheme  # type: ignore[assignment]
+    return new.eval()
+
+
+def _build(packed: Packed) -> nn.Module:
+    """The file's architecture, without memory for its values."""
+    known = packed.architecture
+    if known is None or known["name"] not in models.MODELS:
+        raise PackedFileError(f"its architecture is {'not known' if known is None else repr(known['name'])}: "
+                              "build the model and call load_packed(path, model)")  # fmt: skip
+    with torch.device("meta"):
+        try:
+            model = models.get(known["name"])(**known["arguments"])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise PackedFileError(f"no {known['name']} takes the arguments {known['arguments']}: {error}") from None
+        if packed.activations:
+            rest = [n for n, m in model.named_modules() if isinstance(m, nn.ReLU) and n not in packed.activations]
+            quantize_activations(model, next(iter(packed.activations.values())), skip=rest)
+    return model
+
+
+def _compare(packed: Packed, model: nn.Module) -> None:
+    """Refuse a model that the file does not fit, before anything of it is changed."""
+    if any(isinstance(m, CSQLayer) for m in model.modules()):
+        raise PackedFileError("the model has planes: load into a plain one, as it was before csq.convert")
+    there = activation_bits(model)
+    require(there == packed.activations, f"does not fit: the file has activations {packed.activations or 'float'}, "
+             f"the model {there or 'float'}; call csq.quantize_activations first")  # fmt: skip
+    have = {name: (_dtype_name(t), tuple(t.shape)) for name, t in model.state_dict().items()}
+    want = {name: (dtype, shape) for name, (dtype, shape, _) in packed.floats.items()}
+    want |= {weight_key(name): (layer.dtype, layer.shape) for name, layer in packed.layers.items()}
+    for text, names in (("lacks", want.keys() - have.keys()), ("has, and the file lacks,", have.keys() - want.keys())):
+        require(not names, f"does not fit: the model {text} {', '.join(sorted(names)[:3])}")
+    for name in want:
+        require(want[name] == have[name], f"does not fit: {name} is {_words(want[name])} in the file and "
+                                           f"{_words(have[name])} in the model")  # fmt: skip
+    for name in packed.layers:
+        parameters = dict(model.get_submodule(name).named_parameters(recurse=False))
+        require("weight" in parameters, f"does not fit: {weight_key(name)} is no parameter of the model")
+
+
+def _words(entry: tuple[str, tuple[int, ...]]) -> str:
+    return f"{entry[0]} {list(entry[1])}"
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    if tensor.dtype not in names:
+        raise ValueError(f"a packed file cannot hold {tensor.dtype}: convert the tensor first")
+    return names[tensor.dtype]
+
+
+def _tensor(dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
+    if not len(data):
+        return torch.zeros(shape, dtype=DTYPES[dtype])
+    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).view(shape)
+
+
+def _index(codes: Tensor) -> tuple[tuple[int, ...] | range, np.ndarray, int]:
+    """Values, the index of each code among them, and the bits an index takes (reports.stored_bits)."""
+    flat = codes.reshape(-1).cpu().numpy()
+    if not flat.size:
+        return range(0, 1), flat.astype(np.uint16), 0
+    low, high = int(flat.min()), int(flat.max())
+    offset = (flat - low).astype(np.uint16)
+    there = np.flatnonzero(np.bincount(offset, minlength=high - low + 1))
+    span, table = (high - low).bit_length(), (len(there) - 1).bit_length()
+    if span <= table:
+        return range(low, high + 1), offset, span
+    place = np.zeros(high - low + 1, np.uint16)
+    place[there] = np.arange(len(there))
+    return tuple((there + low).tolist()), place[offset], table
