@@ -81,9 +81,11 @@ def check_layer(name: str, layer: Any) -> None:
     """ValueError if a layer's weight cannot be converted, before anything is changed."""
     if nn.parameter.is_lazy(layer.weight) or layer.weight.is_meta:
         raise ValueError(f"{name}.weight has no values yet: run one batch through the model, or load it, first")
-    if hasattr(layer, "csq") and not hasattr(layer.csq, "codes"):  # what a hardened layer has there may go
-        raise ValueError(f"{name} ({type(layer).__name__}) has an attribute 'csq', a name that the converted layer "
-                         f"needs: rename it in your class, or pass skip=({name!r},)")  # fmt: skip
+    ours = ("csq", "float_class")
+    taken = [key for key in ours if hasattr(layer, key) and not hasattr(getattr(layer, key), "codes")]
+    if taken:  # a hardened layer's scheme, which has codes, may go
+        raise ValueError(f"{name} ({type(layer).__name__}) has an attribute {taken[0]!r}, a name that the converted "
+                         f"layer needs: rename it in your class, or pass skip=({name!r},)")  # fmt: skip
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
         raise ValueError(
             f"{name} uses max_norm or sparse gradients, which write into a weight that is computed here: "
