@@ -119,7 +119,7 @@ class Budget:
 
         Raises:
             ValueError: if the masks are frozen already, a layer has diverged to NaN or infinity, or ``like`` is of
-                another model, or not frozen.
+                another model, not frozen, or above the target.
         """
         if any(planes.frozen for planes in self.layers.values()):
             raise ValueError("the masks are frozen already; convert a fresh model to search again")
@@ -127,6 +127,8 @@ class Budget:
             if not (planes().isfinite().all() and planes.q.isfinite().all()):
                 raise ValueError(f"layer {name} has diverged (NaN or infinity): lower its learning rate")
         counts = self._counts() if like is None else _counts_in(like, self.layers)
+        if (size := sum(self.weights[name] * k for name, k in counts.items())) > self._capacity():
+            raise ValueError(f"the state_dict keeps {size / self.total:g} bits a weight, above the target {self.target}")
         for name, planes in self.layers.items():
             planes.freeze(counts[name])
         return counts
@@ -171,8 +173,12 @@ def _floors(layers: Mapping[str, Planes], floor: int | Mapping[str, int]) -> dic
 
 def _counts_in(state: Mapping[str, Tensor], layers: Mapping[str, Planes]) -> dict[str, int]:
     """How many planes each layer keeps in a state_dict."""
-    keys = {name: f"{name}.csq.mask".lstrip(".") for name in layers}
-    lacking = [key for key in keys.values() if key not in state]
-    if lacking:
-        raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one has no {lacking[0]}")
-    return {name: int((state[key] > 0).sum()) for name, key in keys.items()}
+    counts = {}
+    for name, planes in layers.items():
+        key = f"{name}.csq.mask".lstrip(".")
+        if key not in state:
+            raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one has no {key}")
+        if len(state[key]) != planes.available:
+            raise ValueError(f"{key} is of {len(state[key])} planes, the model has {planes.available}")
+        counts[name] = int((state[key] > 0).sum())
+    return counts
