@@ -136,6 +136,12 @@ def rounded(model, planes=8):
     return model
 
 
+def levels_of(pact):
+    """All values that a PACT may take, lowest first, in float32."""
+    top = 2**pact.bits - 1
+    return torch.arange(top + 1) * (pact.alpha.detach().float() / top)
+
+
 def few_digits(train=128, valid=40, test=50, augment=None):
     whole = csq.data.digits()
     parts = ((x[:n].clone(), y[:n].clone()) for (x, y), n in
