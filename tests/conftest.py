@@ -136,6 +136,20 @@ def rounded(model, planes=8):
     return model
 
 
+def small(seed=0):
+    """A network of two layers and batch norm for images of 4x4."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5))
+
+
+def hardened(model, target=2.0, planes=8):
+    """A float model exactly quantized without a training; a target of None keeps all planes."""
+    csq.convert(model, planes)
+    if target is not None:
+        csq.Budget(model, target).freeze()
+    return csq.harden(model).eval()
+
+
 def levels_of(pact):
     """All values that a PACT may take, lowest first, in float32."""
     top = 2**pact.bits - 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import hardened
 from torch import nn
 
 import csq_mini as csq
@@ -14,12 +15,6 @@ import csq_mini as csq
 onnx = pytest.importorskip("onnx", reason='needs pip install -e ".[export]"')
 ort = pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
 from csq_mini.onnx_export import codes_of  # noqa: E402
-
-
-def hardened(model, target=2.0):
-    csq.convert(model)
-    csq.Budget(model, target).freeze()
-    return csq.harden(model).eval()
 
 
 def run(path, x):
