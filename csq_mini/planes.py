@@ -50,7 +50,7 @@ class PlaneSum(torch.autograd.Function):
         p, n, scale, place = at_least_float32(p, n, scale, place)  # [rows, numel] twice, [], [rows]
         with no_autocast(p):
             worth = place if q is None else place * gate(*at_least_float32(q), beta)
-            parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1))
+            parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1)) if p.shape[1] > CHUNK else [(p, n)]
             sums = [torch.mv(gate(a, beta).sub_(gate(b, beta)).t(), worth) for a, b in parts]
             return unit_step(scale, planes) * gain * (torch.cat(sums) if len(sums) > 1 else sums[0])
 

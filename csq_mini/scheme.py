@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .bits import at_least_float32, planes_to_integer
+from .bits import at_least_float32
 from .planes import FILLED, Planes, unwrap
 
 

@@ -21,10 +21,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from . import processes as parallel
 from ..files import write_json, write_whole
 from ..packed.save import save_packed
 from ..planes import unwrap
+from . import processes as parallel
 
 if TYPE_CHECKING:
     from ..data import Data
