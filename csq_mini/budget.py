@@ -6,7 +6,6 @@ regulariser comes from structured continuous sparsification (arXiv 2007.15353).
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -15,7 +14,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from .check import matching, number, whole
+from .check import floors, kept_counts, number
 from .gates import gate
 from .planes import Planes, csq_layers
 
@@ -52,7 +51,7 @@ class Budget:
         self.total = max(sum(self.weights.values()), 1)
         if len({planes.available for planes in self.layers.values()}) > 1:
             raise ValueError("the layers have different numbers of planes: convert the whole model in one call")
-        self.floor = _floors(self.layers, floor)
+        self.floor = floors({name: planes.available for name, planes in self.layers.items()}, floor)
         self.target = self._check_target(target)
         self.strength = number("strength", strength, hint=" (0 only measures)")
         self.growth, self.weighted = growth, weighted
@@ -126,7 +125,7 @@ class Budget:
         for name, planes in self.layers.items():
             if not (planes().isfinite().all() and planes.q.isfinite().all()):
                 raise ValueError(f"layer {name} has diverged (NaN or infinity): lower its learning rate")
-        counts = self._counts() if like is None else _counts_in(like, self.layers)
+        counts = self._counts() if like is None else kept_counts(like, self.layers)
         for name, planes in self.layers.items():
             planes.freeze(counts[name])
         return counts
@@ -159,20 +158,3 @@ class Budget:
                 f"{math.ceil(1e4 * low / self.total) / 1e4:g} and {high / self.total:g} bits a weight"
             )
         return value
-
-
-def _floors(layers: Mapping[str, Planes], floor: int | Mapping[str, int]) -> dict[str, int]:
-    patterns = dict(floor) if isinstance(floor, Mapping) else {"*": floor}
-    for pattern, k in patterns.items():
-        most = min(layers[name].available for name in matching("floor", pattern, layers))
-        whole("floor", k, 0, most, hint=f" planes for {pattern!r}")
-    return {name: next((k for p, k in patterns.items() if fnmatch.fnmatch(name, p)), 1) for name in layers}
-
-
-def _counts_in(state: Mapping[str, Tensor], layers: Mapping[str, Planes]) -> dict[str, int]:
-    """How many planes each layer keeps in a state_dict."""
-    keys = {name: f"{name}.csq.mask".lstrip(".") for name in layers}
-    lacking = [key for key in keys.values() if key not in state]
-    if lacking:
-        raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one has no {lacking[0]}")
-    return {name: int((state[key] > 0).sum()) for name, key in keys.items()}

@@ -26,9 +26,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from . import models
-from .conversion import Integers
 from .experiments.rows import Row
 from .report import Report
+from .scheme import Integers
 
 WIDTH = 5.0  # inches, 480 pixels on a page
 CLASSES = {"cifar100": 100}  # of the data sets that have not ten

@@ -46,17 +46,6 @@ class Integers(NamedTuple):
     shape: torch.Size
 
 
-def read_marks(marks: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The planes kept and those filled among them, least significant first, of a :attr:`Scheme.planes` text."""
-    kept = tuple(b for b, mark in enumerate(marks[::-1]) if mark != ".")
-    return kept, tuple(b for b in kept if marks[::-1][b] == "F")
-
-
-def largest_code(kept: tuple[int, ...]) -> int:
-    """The largest integer that these planes hold, in units of the lowest of them."""
-    return sum(2**b for b in kept) >> min(kept, default=0)
-
-
 @torch.no_grad()
 def harden_planes(planes: Planes) -> Scheme:
     """What the planes of a layer stand for with every gate hard: 1[x > 0]."""
