@@ -29,10 +29,11 @@ def whole(name: str, value: object, low: int = 0, high: float = math.inf, hint: 
 
 def number(name: str, value: object, low: float = 0, high: float = math.inf, hint: str = "") -> float:
     """``value`` as a float, or a ValueError if it is not a finite number from ``low`` to ``high``."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and low <= float(value) <= high):
+    real = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(real) and low <= real <= high):
         span = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ValueError(f"{name} must be a finite number {span}, got {value!r}{hint}")
-    return float(value)
+    return real
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:

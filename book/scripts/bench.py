@@ -87,7 +87,8 @@ def steps(pairs: int = 30, batch: int = 128) -> dict[str, Any]:
     work["draw"] = image_batches(batch)
     threads = torch.get_num_threads()
     timers = {name: Timer("step()", globals={"step": step}, num_threads=threads) for name, step in work.items()}
-    times = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(pairs + 2)][2:]  # warm by now
+    times = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(pairs + 2)]
+    times = times[2:]  # the first are slow
     found = {"model": "resnet20", "batch": batch, "pairs": pairs, "seed": 0,
              "float_step_s": statistics.median(t["float"] for t in times), **memory()}  # fmt: skip
     for key, over, under in (
@@ -216,8 +217,8 @@ def table(folder: Path) -> str:
         ),
         f"| drawing a batch / float step, median | {step['data_share']:.1%} | at most 3% |",
         *(
-            f"| parameters, gradients, momentum in the {phase}, bytes a weight | {step[f'{phase}_bytes_per_weight']:.1f} "
-            f"| {step[f'{phase}_bound_bytes_per_weight']:.1f} |"
+            f"| parameters, gradients, momentum in the {phase}, bytes a weight "
+            f"| {step[f'{phase}_bytes_per_weight']:.1f} | {step[f'{phase}_bound_bytes_per_weight']:.1f} |"
             for phase in ("search", "finetune")
         ),
         f"| saved for backward beyond parameters, bytes | {step['search_saved_beyond_parameters_bytes']} | 0 |",
