@@ -29,12 +29,12 @@ class Budget:
         model: a converted model, wrapped or not.
         target: tau, the average precision wanted, in paper bits (planes) a weight.
         strength: lambda, for R normalised as in :meth:`penalty`.
-        floor: planes that every layer keeps at least: a number, or a dict of fnmatch patterns of layer names, of
-            which the first that matches counts (a layer that none matches keeps 1).
-        growth: False takes the sign away: below the target the penalty is 0, and planes only close, as in BSQ
+        floor: least number of planes a layer keeps, or a dict of fnmatch patterns of layer names with one each. The
+            first pattern that matches a name counts; a layer that matches none keeps at least 1.
+        growth: False drops the sign: below the target the penalty is 0, and planes only close, as in BSQ
             (arXiv 2102.10462).
-        weighted: False counts every layer alike in the penalty, as the official CSQ code does. What :meth:`bits` and
-            :meth:`freeze` promise goes by size all the same.
+        weighted: False counts every layer alike in the penalty, as the official CSQ code does. :meth:`bits` and
+            :meth:`freeze` still go by size.
 
     Raises:
         ValueError: for a target that cannot be reached (the text names the range), a strength below 0, a floor
@@ -72,8 +72,8 @@ class Budget:
         """The term to add to the loss: strength * (B - target) * R, 0-dim; 0 once frozen. Waits for no device.
 
         R = sum_l (|W_l| / |W|) sum_b f_beta(q_lb), in [0, N], is the precision the relaxed masks stand for.
-        (B - target) carries no gradient: it only says which way, and how hard. A layer's ``floor`` best planes carry
-        none either: they stay, so pulling at them is no use, and a layer without a plane would end the network.
+        (B - target) carries no gradient: it only says which way to pull, and how hard. The best ``floor`` planes of a
+        layer are not pulled at: they stay open anyway, and a network with an empty layer computes nothing.
         """
         first, *_ = layers = list(self.layers.values())
         if self.frozen:
@@ -103,12 +103,12 @@ class Budget:
     def freeze(self, like: Mapping[str, Tensor] | None = None) -> dict[str, int]:
         """Settle every layer's precision for good, at most at the target, and start the finetune.
 
-        Walks all planes from the largest mask logit down and keeps each that still fits. A layer's floor comes first;
-        equal logits go to the more significant plane, then to the earlier layer. A layer then keeps that *number* of
-        planes as one contiguous run, onto which its present weight is rounded (:meth:`Planes.freeze`).
+        Walks the planes from the largest mask logit down and keeps each that still fits, after every layer's floor. In
+        a tie the more significant plane comes first, then the earlier layer. This gives each layer a *number* of
+        planes, which it keeps as one contiguous run, with its present weight rounded onto it (:meth:`Planes.freeze`).
 
-        The dropped planes are gone: ``p``, ``n`` and ``q`` are replaced. Make the optimizer, a DDP wrapper and EMA
-        copies anew after this; old ones raise an error when they are next used.
+        The other planes are gone: ``q`` is None, and ``p`` and ``n`` are new and shorter. Make the optimizer, the DDP
+        wrapper and EMA copies again after this; the old ones raise an error when they are next used.
 
         Args:
             like: a state_dict saved after a freeze, whose numbers of planes are taken, so that it can be loaded next.

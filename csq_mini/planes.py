@@ -26,9 +26,9 @@ SCALES = [2 ** (-part / 8) for part in range(8)]  # that a freeze tries: eight w
 def gain(beta: float, frozen: bool) -> float:
     """What a step is multiplied by, so that the weight of a new layer is the same at every temperature.
 
-    All logits start at +-0.5, so at a finite temperature an open bit counts f(0.5) - f(-0.5) = tanh(beta / 4), and an
-    open mask f(0.5). Dividing by both keeps the network's function at the start, with batch norm or without. A frozen
-    mask is constant and needs no gain. Continuous sparsification (arXiv 1912.04427) divides likewise.
+    All logits start at +-0.5. At a finite temperature an open bit then counts f(0.5) - f(-0.5) = tanh(beta / 4), and
+    an open mask f(0.5). Dividing by both leaves the network as it was, with or without batch norm. A frozen mask is
+    constant and needs no gain. Continuous sparsification (arXiv 1912.04427) divides likewise.
     """
     open_bit = math.tanh(beta * LOGIT / 2)
     return 1 / open_bit if frozen else (1 + math.exp(-beta * LOGIT)) / open_bit
@@ -37,9 +37,9 @@ def gain(beta: float, frozen: bool) -> float:
 class PlaneSum(torch.autograd.Function):
     """The relaxed weight, flat ``[numel]``, in one pass that stores nothing but its own inputs.
 
-    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without the last factor if ``q`` is None. The sum
-    comes first and in float32 at least: with hard gates it is an integer, and one multiplication makes it a weight.
-    The backward pass computes the gates again, because keeping them would take 64 bytes a weight.
+    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once ``q`` is None. The sum comes
+    first, in float32 at least: with hard gates it is an integer, and one product makes it a weight. The backward pass
+    computes the gates again, because keeping them would take 64 bytes a weight.
     """
 
     @staticmethod
@@ -198,10 +198,9 @@ class Planes(nn.Module):
     def freeze(self, count: int) -> None:
         """Keep ``count`` contiguous planes for good, and round the present weight onto them.
 
-        Of all runs of that many planes, each at eight scales within an octave, the one with the least squared
-        rounding error is taken; of equals the most significant run, then the present scale. Planes in it that the
-        search had closed are marked as filled. Every bit logit starts its second annealing at +-0.5, as continuous
-        sparsification (arXiv 1912.04427) rewinds.
+        Every run of that many planes is tried at eight scales within an octave; the least squared rounding error
+        wins, and in a tie the more significant run. Planes in it that the search had closed are marked as filled. All
+        bit logits go back to +-0.5, where the finetune starts, as in continuous sparsification (arXiv 1912.04427).
         """
         weight, (scale,), planes = self(), at_least_float32(self.scale), self.available
         grids = [(scale * finer, high) for high in range(planes, count - 1, -1) for finer in SCALES]
