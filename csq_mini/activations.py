@@ -57,8 +57,8 @@ def _in_float32(x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
 class PACT(nn.Module):
     """A ReLU with a learned upper end ``alpha`` and at most 2^bits values: 0, step, ... alpha.
 
-    step = alpha / (2^bits - 1), computed in float32 (float64 in a float64 model) whatever the input's type and autocast;
-    the output has the input's type and shape. Gradients of what is clipped move alpha, and weight decay pulls it down,
+    step = alpha / (2^bits - 1), computed in float32 (float64 in a float64 model) whatever the input's type; the output
+    has the input's type and shape. Gradients of what is clipped move alpha, and weight decay pulls it down,
     towards finer steps: PACT needs that decay (see :func:`csq_mini.parameter_groups`). An alpha below ``LEAST_CLIP``
     counts as that, and still gets its gradient, so that it can come back.
 

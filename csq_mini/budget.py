@@ -51,7 +51,7 @@ class Budget:
         self.total = max(sum(self.weights.values()), 1)
         if len({planes.available for planes in self.layers.values()}) > 1:
             raise ValueError("the layers have different numbers of planes: convert the whole model in one call")
-        self.floor = floors({name: planes.available for name, planes in self.layers.items()}, floor)
+        self.floor = floors(self._available(), floor)
         self.target = self._check_target(target)
         self.strength = number("strength", strength, hint=" (0 only measures)")
         self.growth, self.weighted = growth, weighted
@@ -118,14 +118,16 @@ class Budget:
 
         Raises:
             ValueError: if the masks are frozen already, a layer has diverged to NaN or infinity, or ``like`` is of
-                another model, or not frozen.
+                another model, not frozen, or above the target.
         """
         if any(planes.frozen for planes in self.layers.values()):
             raise ValueError("the masks are frozen already; convert a fresh model to search again")
         for name, planes in self.layers.items():
             if not (planes().isfinite().all() and planes.q.isfinite().all()):
                 raise ValueError(f"layer {name} has diverged (NaN or infinity): lower its learning rate")
-        counts = self._counts() if like is None else kept_counts(like, self.layers)
+        counts = self._counts() if like is None else kept_counts(like, self._available())
+        if (size := sum(self.weights[name] * k for name, k in counts.items())) > self._capacity():
+            raise ValueError(f"like keeps {size / self.total:g} bits a weight, above the target {self.target:g}")
         for name, planes in self.layers.items():
             planes.freeze(counts[name])
         return counts
@@ -144,13 +146,16 @@ class Budget:
                 room -= self.weights[name]
         return counts
 
+    def _available(self) -> dict[str, int]:
+        return {name: planes.available for name, planes in self.layers.items()}
+
     def _capacity(self) -> int:
         # Through its decimal text: a target of 0.3 means 3/10, not the float just below it.
         return math.floor(Fraction(repr(self.target)) * sum(self.weights.values()))
 
     def _check_target(self, target: float) -> float:
         low = sum(self.weights[name] * k for name, k in self.floor.items())
-        high = sum(self.weights[name] * planes.available for name, planes in self.layers.items())
+        high = sum(self.weights[name] * planes for name, planes in self._available().items())
         self.target = value = float(target) if isinstance(target, Real) and not isinstance(target, bool) else math.nan
         if not math.isfinite(value) or not low <= self._capacity() or value > high / self.total:
             raise ValueError(

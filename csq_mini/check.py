@@ -82,9 +82,11 @@ def check_layer(name: str, layer: Any) -> None:
     """ValueError if a layer's weight cannot be converted, before anything is changed."""
     if nn.parameter.is_lazy(layer.weight) or layer.weight.is_meta:
         raise ValueError(f"{name}.weight has no values yet: run one batch through the model, or load it, first")
-    if hasattr(layer, "csq") and not hasattr(layer.csq, "codes"):  # what a hardened layer has there may go
-        raise ValueError(f"{name} ({type(layer).__name__}) has an attribute 'csq', a name that the converted layer "
-                         f"needs: rename it in your class, or pass skip=({name!r},)")  # fmt: skip
+    ours = ("csq", "float_class")
+    taken = [key for key in ours if hasattr(layer, key) and not hasattr(getattr(layer, key), "codes")]
+    if taken:  # a hardened layer's scheme, which has codes, may go
+        raise ValueError(f"{name} ({type(layer).__name__}) has an attribute {taken[0]!r}, a name that the converted "
+                         f"layer needs: rename it in your class, or pass skip=({name!r},)")  # fmt: skip
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
         raise ValueError(
             f"{name} uses max_norm or sparse gradients, which write into a weight that is computed here: "
@@ -140,8 +142,8 @@ def refuse_old_wrapper(parameter: Tensor) -> None:
 def other_phase(name: str, frozen: bool) -> str:
     """Text of an error for planes that were saved in the other phase than that of the model they are loaded into."""
     if frozen:
-        return f"{name} was saved before budget.freeze(), and this model is frozen: load it into one fresh from convert"
-    return (f"{name} was saved after budget.freeze(), and this model still searches: call "
+        return f"{name} was saved before budget.freeze(), and this model is frozen: load it into a model not frozen"
+    return (f"{name} was saved after budget.freeze(), and this model searches: call "
             "budget.freeze(like=state_dict), then load")  # fmt: skip
 
 
@@ -154,10 +156,14 @@ def floors(planes: Mapping[str, int], floor: int | Mapping[str, int]) -> dict[st
     return {name: next((k for p, k in patterns.items() if fnmatch.fnmatch(name, p)), 1) for name in planes}
 
 
-def kept_counts(state: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, int]:
-    """How many planes each layer keeps in a state_dict that was saved after a freeze."""
-    keys = {name: f"{name}.csq.mask".lstrip(".") for name in layers}
-    lacking = [key for key in keys.values() if key not in state]
-    if lacking:
-        raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one has no {lacking[0]}")
-    return {name: int((state[key] > 0).sum()) for name, key in keys.items()}
+def kept_counts(state: Mapping[str, Tensor], planes: Mapping[str, int]) -> dict[str, int]:
+    """How many planes each layer keeps in a state_dict that was saved after a freeze; ``planes`` is what each has."""
+    counts = {}
+    for name, available in planes.items():
+        key = f"{name}.csq.mask".lstrip(".")
+        if key not in state:
+            raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one has no {key}")
+        if len(state[key]) != available:
+            raise ValueError(f"{key} is of {len(state[key])} planes, the model has {available}")
+        counts[name] = int((state[key] > 0).sum())
+    return counts
