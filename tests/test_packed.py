@@ -10,7 +10,7 @@ from torch import nn
 
 import csq_mini as csq
 from csq_mini.packed import save
-from csq_mini.packed.format import pack_bits, unpack_bits
+from csq_mini.packed.format import PackedLayer, pack_bits, unpack_bits
 from csq_mini.scheme import Scheme
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -131,3 +131,14 @@ def test_a_recipe_leaves_its_digest(tmp_path):
     recipe = csq.recipes.get("digits")
     csq.save_packed(hardened(small()), tmp_path / "a", recipe)
     assert csq.verify_packed(tmp_path / "a").recipe == save.recipe_digest(recipe)
+
+
+@pytest.mark.parametrize("planes, kept, filled, limit", [
+    ("..1F.1..", (2, 4, 5), (4,), 13), ("........", (), (), 0), ("1.......", (7,), (), 1), ("F1", (0, 1), (1,), 3),
+    ("1......1", (0, 7), (), 129), ("1" * 8, tuple(range(8)), (), 255),
+])  # fmt: skip
+def test_the_letters_of_the_planes_say_what_is_kept_and_how_large_a_code_may_be(planes, kept, filled, limit):
+    layer = PackedLayer("fc", (0, 3), "F32", planes, 0.5, 0, range(1), memoryview(b""))
+    scheme = layer.scheme()
+    assert (scheme.available, scheme.kept, scheme.filled) == (len(planes), kept, filled)
+    assert scheme.planes == planes and layer.kept == kept and layer.limit == limit

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import csq_mini as csq
-from csq_mini.scheme import Scheme, largest_code, read_marks
+from csq_mini.scheme import Scheme
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -198,17 +198,3 @@ def test_judging_hard_in_mid_training_leaves_it_bit_identical(frozen):
         ends.append((model, torch.get_rng_state()))
     (plain, state), (watched, same) = ends
     assert same_state(plain, watched) and torch.equal(state, same) and not same_state(plain, start)
-
-
-# The words of a scheme
-
-
-def test_the_letters_of_a_scheme_are_read_back():
-    scheme = Scheme(8, (2, 4, 5), (4,), 0.5, torch.zeros(3, dtype=torch.int16))
-    assert scheme.planes == "..1F.1.." and read_marks(scheme.planes) == (scheme.kept, scheme.filled)
-    assert read_marks("........") == ((), ()) and read_marks("F1") == ((0, 1), (1,))
-
-
-@pytest.mark.parametrize("kept, largest", [((), 0), ((0,), 1), ((7,), 1), ((2, 3), 3), ((0, 7), 129), (range(8), 255)])
-def test_the_largest_code_counts_in_the_lowest_plane(kept, largest):
-    assert largest_code(tuple(kept)) == largest
