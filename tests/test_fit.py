@@ -1,34 +1,17 @@
-"""fit and its parts: groups, statistics, phases, the last epoch, and repeatability."""
+"""fit: its result and history, the last epoch, repeatability, and what it refuses."""
 
 import copy
-import math
-import re
-from pathlib import Path
 
 import pandas
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import (
-    conv_net,
-    converted,
-    few_digits,
-    layers_of,
-    mlp,
-    same_history,
-    same_state,
-    same_values,
-    shake,
-    snapshot,
-    unchanged,
-)
+from conftest import conv_net, converted, few_digits, mlp, same_history, same_state, snapshot, unchanged
 from torch import nn
 
 import csq_mini as csq
 
 SHORT = csq.Recipe(target=3.0, search_epochs=2, finetune_epochs=2, batch_size=32, recalibration_batches=2)
-
-
 TIMES = ["seconds", "images_per_second"]
 
 
@@ -40,9 +23,6 @@ def short_fit(model=None, recipe=SHORT, data=None, **options):
 @pytest.fixture(scope="module")
 def result():
     return short_fit()
-
-
-# What fit does and returns
 
 
 def test_history_has_a_row_an_epoch_and_the_documented_columns(result):
@@ -173,6 +153,31 @@ def test_progress_can_be_turned_off_and_is_on_otherwise(capfd):
     assert out == "" and "finetune" in err and "hard=" in err
 
 
+def test_without_recalibration_the_statistics_are_those_of_the_soft_weights():
+    soft = short_fit(recipe=SHORT.replace(recalibration_batches=0))
+    fresh = short_fit()
+    assert soft.history["loss"].tolist() == fresh.history["loss"].tolist()  # training is the same
+    assert not torch.equal(soft.model[1].running_mean, fresh.model[1].running_mean)
+    assert torch.equal(soft.model[0].weight, fresh.model[0].weight)
+
+
+def test_a_hard_models_statistics_are_those_of_augmented_images():
+    data = few_digits(augment=lambda x, generator: x + 5)
+    model = short_fit(data=data, recipe=SHORT.replace(recalibration_batches=1)).model
+    x = torch.nn.functional.conv2d(data.train[0] + 5, model[0].weight, model[0].bias, padding=1)
+    assert torch.allclose(model[1].running_mean, x.mean((0, 2, 3)), atol=1e-4)
+
+
+def test_activation_bits_reach_the_model():
+    from csq_mini.activations import activation_bits
+
+    result = short_fit(recipe=SHORT.replace(activation_bits=4))
+    assert set(activation_bits(result.model).values()) == {4}
+
+
+# What fit refuses
+
+
 @pytest.mark.parametrize("recipe, message", [
     ({"target": 0.5}, "0.5 cannot be reached.*between 1 and 8"), ({"target": 9}, "9 cannot be reached"),
     ({"target": 3.5, "planes": 3}, "between 1 and 3"), ({"skip": ("nothing",)}, "'nothing' matches no layer"),
@@ -196,114 +201,6 @@ def test_fit_refuses_converted_models_and_unknown_devices(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_accuracy_is_the_share_of_right_rows():
-    outputs = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
-    assert csq.accuracy(outputs, torch.tensor([1, 0, 0, 0])) == 0.75
-
-
-# Networks without batch norm
-
-
-class Rows(nn.Module):
-    """A transformer that reads a digit as eight rows of eight pixels. Layer norm only."""
-
-    def __init__(self, width=32):
-        super().__init__()
-        self.embed, self.position = nn.Linear(8, width), nn.Parameter(0.1 * torch.randn(8, width))
-        block = nn.TransformerEncoderLayer(
-            width, 4, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
-
-    def forward(self, x):
-        tokens = self.encoder(self.embed(x.squeeze(1)) + self.position)
-        return self.head(self.norm(tokens).mean(1))
-
-
-def plain_mlp():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10))
-
-
-@pytest.mark.parametrize("build, target", [(Rows, 4.0), (plain_mlp, 3.0)])
-def test_a_trained_network_without_batch_norm_finetunes_to_within_three_points(build, target):
-    torch.manual_seed(0)
-    data = csq.data.digits()
-    recipe = csq.Recipe(target=None, search_epochs=8, finetune_epochs=0, batch_size=64, lr=0.1)
-    trained = csq.fit(build(), data, recipe, progress=False)
-    assert trained.accuracy > 0.9
-
-    started = copy.deepcopy(trained.model)
-    csq.convert(started)
-    x, y = data.valid
-    with torch.no_grad():
-        exact = started(x)
-        csq.set_temperature(started, 1.0)
-        assert torch.allclose(started(x), exact, atol=1e-3)  # the search starts where the float network stood,
-        assert (exact - trained.model(x)).abs().max() < 0.2  # to 8 planes
-
-    recipe = csq.Recipe(target=target, search_epochs=4, finetune_epochs=4, batch_size=64, lr=0.05)
-    result = csq.fit(trained.model, data, recipe, progress=False)
-    assert result.history["soft"].min() > trained.history["soft"].iloc[-1] - 0.05  # and is thrown off at no time
-    assert result.accuracy >= trained.accuracy - 0.03
-    assert result.report.total.paper_bits <= target
-
-
-# The user's own loop, as the README shows it
-
-LOOP = """
-csq.convert(model, planes=8)
-budget = csq.Budget(model, target=2.0)
-for phase, steps in (("search", 3000), ("finetune", 1500)):
-    if phase == "finetune":
-        budget.freeze()
-    optimizer = torch.optim.SGD(csq.parameter_groups(model, lr=0.1, weight_decay=5e-4), momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step, (x, y) in zip(range(steps), forever(train)):
-        csq.set_temperature(model, csq.temperature(step / steps))
-        loss = F.cross_entropy(model(x), y) + budget.penalty()
-        optimizer.zero_grad(); loss.backward(); optimizer.step(); schedule.step()
-exact = csq.recalibrate(csq.harden(model), train)
-print(csq.report(exact))
-"""
-
-
-def forever(batches):
-    while True:
-        yield from batches
-
-
-def test_the_user_s_own_loop_runs_as_it_stands(capsys):
-    data = few_digits(512, 40, 300)
-    train = list(data.batches("train", 64))
-    names = {"csq": csq, "torch": torch, "F": F, "model": csq.models.digits_cnn(), "train": train, "forever": forever}
-    exec(LOOP.replace("3000", "250").replace("1500", "150"), names)  # fewer steps, else to the letter
-    exact = names["exact"].eval()
-    assert csq.report(exact).total.paper_bits <= 2.0 and str(csq.report(exact)) in capsys.readouterr().out
-    assert csq.accuracy(exact(data.test[0]), data.test[1]) > 0.75
-
-
-def test_the_readme_shows_this_loop():
-    readme = Path(__file__).parent.parent.joinpath("README.md").read_text("utf8")
-    [block] = [b for b in re.findall("```python\n(.*?)```", readme, re.DOTALL) if "Budget(" in b]
-    lines = [re.sub(r" +#.*", "", line) for line in block.splitlines()]
-    assert [line for line in lines if line and "import" not in line][: LOOP.count("\n") - 1] == LOOP.split("\n")[1:-1]
-
-
-def test_training_moves_bits_masks_and_scales():
-    model = shake(converted(mlp()))  # no batch norm, which would leave most scales without a gradient
-    budget = csq.Budget(model, 2.0)
-    csq.set_temperature(model, 1.0)
-    before = {k: v.clone() for k, v in model.named_parameters()}
-    optimizer = torch.optim.SGD(csq.parameter_groups(model, 0.1), momentum=0.9)
-    (F.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8)) + budget.penalty()).backward()
-    optimizer.step()
-    assert not [k for k, v in model.named_parameters() if torch.equal(before[k], v)]
-
-
-# What fit refuses, and what a step may not do
-
-
 def test_a_model_with_too_few_outputs_is_refused_with_the_number_it_needs(tmp_path):
     few = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
     with pytest.raises(ValueError, match="few digits has 10 classes, the model 7 outputs: .*num_classes=10"):
@@ -323,77 +220,3 @@ def test_too_little_gpu_memory_says_what_to_lower(tmp_path):
 
     with pytest.raises(torch.OutOfMemoryError, match=r"lower batch_size \(32\) or planes \(8; .* 192 bytes.*2 GiB"):
         short_fit(loss=full, run_dir=tmp_path)
-
-
-class NoWaiting(torch.utils._python_dispatch.TorchDispatchMode):
-    """Fails where a value of a tensor is asked for, for which a GPU would have to finish first."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "unique", "masked_select")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert not any(name in func.__name__ for name in self.WAITS), f"{func} waits for the device"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("target, bits", [(None, None), (3.0, None), (3.0, 4)])
-def test_no_training_step_waits_for_the_device(target, bits, monkeypatch):
-    from csq_mini.train import fit as training
-
-    step, taken = training._Run._train_step, []
-
-    def watched(self, optimizer, steps):
-        with NoWaiting():
-            step(self, optimizer, steps)
-        taken.append(self.phase)
-
-    monkeypatch.setattr(training._Run, "_train_step", watched)
-    short_fit(recipe=SHORT.replace(target=target, activation_bits=bits))
-    assert set(taken) == ({0} if target is None else {0, 1})
-    with pytest.raises(AssertionError, match="waits"), NoWaiting():
-        float(torch.ones(()))
-
-
-def test_without_recalibration_the_statistics_are_those_of_the_soft_weights():
-    soft = short_fit(recipe=SHORT.replace(recalibration_batches=0))
-    fresh = short_fit()
-    assert soft.history["loss"].tolist() == fresh.history["loss"].tolist()  # training is the same
-    assert not torch.equal(soft.model[1].running_mean, fresh.model[1].running_mean)
-    assert torch.equal(soft.model[0].weight, fresh.model[0].weight)
-
-
-def test_a_hard_model_s_statistics_are_those_of_augmented_images():
-    data = few_digits(augment=lambda x, generator: x + 5)
-    model = short_fit(data=data, recipe=SHORT.replace(recalibration_batches=1)).model
-    x = torch.nn.functional.conv2d(data.train[0] + 5, model[0].weight, model[0].bias, padding=1)
-    assert torch.allclose(model[1].running_mean, x.mean((0, 2, 3)), atol=1e-4)
-
-
-def test_one_rate_gives_every_parameter_the_same():
-    seen = []
-    step = torch.optim.SGD.step
-
-    class Watched(torch.optim.SGD):
-        def step(self, closure=None):
-            seen.append({group["lr"] for group in self.param_groups})
-            return step(self, closure)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "SGD", Watched)
-        short_fit(recipe=SHORT.replace(one_rate=True))
-    assert seen and all(len(rates) == 1 for rates in seen) and max(max(rates) for rates in seen) <= SHORT.lr
-
-
-def test_activation_bits_reach_the_model():
-    from csq_mini.activations import activation_bits
-
-    result = short_fit(recipe=SHORT.replace(activation_bits=4))
-    assert set(activation_bits(result.model).values()) == {4}
-
-
-def test_evaluate_is_the_mean_over_all_images():
-    data, model = few_digits(), mlp().eval()
-    x, y = data.test
-    assert csq.evaluate(model, data) == pytest.approx(float(csq.accuracy(model(x), y)), abs=1e-7)
-    assert csq.evaluate(model, data, "valid", lambda outputs, targets: 0.25) == 0.25
-    with pytest.raises(ValueError, match="unknown split 'tset'; did you mean test"):
-        csq.evaluate(model, data, "tset")
