@@ -18,7 +18,7 @@ from . import models
 from .train import processes as parallel
 from .train import recipes
 from . import __version__
-from .data.listing import listing
+from .data.store import listing
 from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
 from .packed.format import verify_packed
 from .experiments.pretrained import pack_run
