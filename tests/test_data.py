@@ -9,6 +9,7 @@ from csq_mini.data import Data, digits
 from csq_mini.data.dataset import stratified_order
 from csq_mini.data.transforms import CropFlip, Normalise
 
+
 @pytest.fixture(scope="module")
 def folds():
     return [digits(fold) for fold in range(5)]

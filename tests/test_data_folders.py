@@ -177,7 +177,7 @@ def test_a_bad_name_or_side_is_refused(options, message, animals):
 @pytest.mark.parametrize("crop", [0, 17])
 def test_a_crop_larger_than_the_images_is_refused(crop, animals):
     run(animals)
-    with pytest.raises(ValueError, match=rf"crop must be a whole number from 1 to 16, got {crop}: the images have 16 pixels a side"):
+    with pytest.raises(ValueError, match=f"crop must be a whole number from 1 to 16, got {crop}: the images have 16"):
         load(crop=crop)
 
 
