@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from . import data, models
+from . import data, models, recipes
 from .data.store import listing
 from .experiments.pretrained import pack_run
 from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
-from .packed.format import verify_packed
-from .train import processes, recipes
-from .train.fit import fit
-from .version import __version__
+from .files import __version__
+from .packed import verify_packed
+from .train import fit, processes
 
 
 def train(args: argparse.Namespace) -> None:

@@ -160,7 +160,7 @@ def shell(folder, *before):
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=one_thread)
     assert done.returncode == 0, done.stderr
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return done.stdout, history, torch.load(folder / "model.pt", weights_only=True)
+    return done.stdout, history, csq.load_packed(folder / "model.safetensors").state_dict()
 
 
 def test_torchrun_trains_what_one_process_trains(tmp_path):

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import data as datasets
-from .. import models
+from .. import models, recipes
 from ..check import unknown, whole
-from ..train import recipes
-from ..train.recipes import Recipe
+from ..recipes import Recipe
 
 SETUPS: Mapping[str, tuple[str, str]] = {
     "digits": ("digits_cnn", "digits"),

@@ -9,8 +9,7 @@ from torch import nn
 
 from ..check import unknown
 from ..files import write_whole
-from ..packed.format import verify_packed
-from ..packed.save import load_packed
+from ..packed import load_packed, verify_packed
 from .rows import Row, read_row
 
 WEIGHTS = Path(__file__).parents[1] / "weights"

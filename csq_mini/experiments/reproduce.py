@@ -20,10 +20,10 @@ from torch import nn
 from .. import data as datasets
 from .. import models
 from ..files import write_whole
+from ..packed import load_packed, save_packed
 from ..packed.format import KEY
-from ..packed.save import load_packed, save_packed
-from ..train.fit import Result, evaluate, fit
-from ..train.recipes import Recipe
+from ..recipes import Recipe
+from ..train import Result, evaluate, fit
 from .plans import METHODS, PROFILES, SETUPS, plan
 from .rows import SCHEMA, Row, commit, read_row, where, write_row
 

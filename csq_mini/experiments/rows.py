@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..files import write_json, write_whole
-from ..version import __version__
+from ..files import __version__, write_json, write_whole
 
 if TYPE_CHECKING:
     import pandas
