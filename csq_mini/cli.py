@@ -87,7 +87,8 @@ def doctor(args: argparse.Namespace) -> int:
         print(f"  {package:22} {version}")
     print(f"device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}")
     print(f"threads: {torch.get_num_threads()} of {os.cpu_count()} CPUs")
-    found = sorted(p.name for p in root.iterdir() if p.is_dir()) if (root := data.root()).is_dir() else []
+    root = data.root()
+    found = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     print(f"data: digits (embedded); in {root}: {', '.join(found) or 'nothing'} (csq-mini data checks)")
     for extra, packages in missing.items():
         print(f"missing {', '.join(packages)}: pip install -e " + (f'".[{extra}]"' if extra else "."))

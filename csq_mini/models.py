@@ -1,7 +1,8 @@
 """Networks, not trained: a small CNN for digits, ResNet-20 and VGG-19 for CIFAR, ResNets for ImageNet.
 
 Batch norm, which stays float, follows every convolution. Every activation is a module, so that
-:func:`csq_mini.quantize_activations` finds it. :func:`get` finds a network by name.
+:func:`csq_mini.quantize_activations` finds it. Source of the ResNets: He et al. (arXiv 1512.03385); of VGG-19:
+Simonyan and Zisserman (arXiv 1409.1556), table 1, configuration E.
 """
 
 from __future__ import annotations
@@ -68,10 +69,7 @@ def digits_cnn(num_classes: int = 10) -> nn.Sequential:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; a 1x1 convolution where the shape changes.
-
-    Source: He et al., Deep Residual Learning (arXiv 1512.03385), figure 5 left, option B.
-    """
+    """Two 3x3 convolutions and a shortcut: a 1x1 convolution where the shape changes (option B)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -89,10 +87,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNetCIFAR(nn.Module):
-    """ResNet of depth 6n + 2 for 32x32 images: a stem, three stages of n blocks, a classifier.
-
-    Source: He et al. (arXiv 1512.03385), section 4.2.
-    """
+    """ResNet of depth 6n + 2 for 32x32 images: a stem, three stages of n blocks, a classifier (section 4.2)."""
 
     def __init__(self, blocks: int, num_classes: int):
         super().__init__()
@@ -118,8 +113,8 @@ class ResNetCIFAR(nn.Module):
 def resnet20(num_classes: int = 10) -> ResNetCIFAR:
     """ResNet-20 for CIFAR, with 1x1 convolutions as shortcuts: 270 896 weights in 22 layers.
 
-    Maps images ``[batch, 3, 32, 32]`` (or another size) to logits ``[batch, num_classes]``. Its
-    parameters have the names of torchvision's ResNets.
+    Maps images ``[batch, 3, 32, 32]`` (or another size) to logits ``[batch, num_classes]``. Its parameters have the
+    names of torchvision's ResNets.
     """
     return ResNetCIFAR(3, num_classes)
 
@@ -128,16 +123,9 @@ def resnet20(num_classes: int = 10) -> ResNetCIFAR:
 def vgg19bn(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     """VGG-19 with batch norm for CIFAR: 20 024 000 weights in 17 layers.
 
-    Maps images ``[batch, 3, 32, 32]`` (at least 16 x 16) to logits ``[batch, num_classes]``. Five
-    stages of 2, 2, 4, 4 and 4 convolutions, 3x3 without bias. The last pool covers the whole map, and
-    one linear layer replaces the original's three, as is usual for CIFAR and as in the official code
-    of CSQ.
-
-    Args:
-        num_classes: size of the output.
-        width: channels of the first stage; the others have 2, 4, 8 and 8 times as many.
-
-    Source: Simonyan and Zisserman (arXiv 1409.1556), table 1, configuration E.
+    Maps images ``[batch, 3, 32, 32]`` (at least 16 x 16) to logits ``[batch, num_classes]``. Five stages of 2, 2, 4, 4
+    and 4 convolutions have ``width`` times 1, 2, 4, 8 and 8 channels. The last pool covers the whole map, and one
+    linear layer replaces the original's three, as is usual for CIFAR and as in the official code of CSQ.
     """
     layers: dict[str, nn.Module] = {}
     inputs = 3
@@ -155,12 +143,10 @@ def vgg19bn(num_classes: int = 10, width: int = 64) -> nn.Sequential:
 def resnet18(num_classes: int = 1000) -> nn.Module:
     """torchvision's ResNet-18, not trained: 11 678 912 weights in 21 layers.
 
-    Maps images ``[batch, 3, 224, 224]`` (or another size) to logits ``[batch, num_classes]``.
-    :func:`csq_mini.convert` takes it as it is: first layer, last layer and shortcuts included. Each
-    block uses one ``relu`` module throughout, so quantized activations share one clip a block.
-    Tests train and harden it on small generated images; it has not been run on ImageNet.
-
-    Source: He et al. (arXiv 1512.03385), table 1.
+    Maps images ``[batch, 3, 224, 224]`` (or another size) to logits ``[batch, num_classes]``. :func:`csq_mini.convert`
+    takes it as it is, first layer, last layer and shortcuts included. Each block uses one ``relu`` module throughout,
+    so quantized activations share one clip a block. Tests train and harden it on small generated images; it has not
+    been run on ImageNet.
     """
     import torchvision  # here, so that importing csq_mini needs torch and numpy alone
 
@@ -171,10 +157,8 @@ def resnet18(num_classes: int = 1000) -> nn.Module:
 def resnet50(num_classes: int = 1000) -> nn.Module:
     """torchvision's ResNet-50, not trained: 25 502 912 weights in 54 layers.
 
-    All that :func:`resnet18` says holds here. With 8 planes the bit logits take 1.6 GB, and 5 GB with
-    gradients and momentum.
-
-    Source: He et al. (arXiv 1512.03385), table 1, but with the stride in the 3x3 convolutions.
+    All that :func:`resnet18` says holds here. Strides are in the 3x3 convolutions. With 8 planes the bit logits take
+    1.6 GB, and 5 GB with gradients and momentum.
     """
     import torchvision
 

@@ -206,16 +206,16 @@ def test_arrays_that_do_not_fit_are_named_with_what_to_do(file, i, animals, tmp_
     spoil, kind, message = SPOILT[file][i]
     spoil(tmp_path / "sets" / "animals-16" / file)
     remedy = "run: python data_scripts/image_folder.py --from DIR --name animals --side 16"
-    with pytest.raises(kind, match=rf"animals-16 is not whole: .*{message}.*; {remedy}"):
+    with pytest.raises(kind, match=rf"animals-16 in .*sets is not whole: .*{message}.*; {remedy}"):
         load()
     assert cli.main(["data"]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "animals-16" in line]
-    assert "damaged" in line and re.search(message, line)
+    assert "damaged" in line and re.search(message, line) and line.endswith(remedy)
 
 
 def test_a_folder_not_decoded_yet_is_named_with_what_to_do(animals, tmp_path, capsys):
     remedy = f"python data_scripts/image_folder.py --from DIR --root {tmp_path}/other --name animals --side 16"
-    with pytest.raises(FileNotFoundError, match=f"no folder .*other/animals-16; run: {remedy}"):
+    with pytest.raises(FileNotFoundError, match=f"no animals-16 in .*other; run: {remedy}"):
         load(root=tmp_path / "other")
     run(animals)
     assert cli.main(["data"]) == 0

@@ -1,8 +1,8 @@
 """Data sets that lie whole on the training device, and the files they are read from.
 
-Every loader returns a :class:`Data`. :func:`digits` comes with scikit-learn; the others read files
-under one data root (the argument ``root``, else the environment variable ``CSQ_DATA``, else ``data``),
-which the scripts in ``data_scripts/`` fetch.
+Every loader returns a :class:`Data`. :func:`digits` comes with scikit-learn; the others read files under one data
+root (the argument ``root``, else the environment variable ``CSQ_DATA``, else ``data``), which the scripts in
+``data_scripts/`` fetch.
 """
 
 from __future__ import annotations

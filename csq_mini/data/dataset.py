@@ -1,13 +1,12 @@
 """A data set as tensors on the training device: three splits, and batches of them.
 
-Images stay as the file has them, often bytes; each batch is augmented and prepared for the model on
-the device. There are no worker processes, and nothing is copied between devices, except batches of a
-data set that is too large for one.
+Images stay as the file has them, often bytes; each batch is augmented and prepared for the model on the device. There
+are no worker processes, and nothing is copied between devices, except batches of a data set too large for one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -30,22 +29,19 @@ class Data:
 
     Attributes:
         name: as it stands in run folders and results.
-        train, valid, test: pairs of inputs ``[images, ...]`` and targets ``[images, ...]``, as
-            stored: to learn from, to watch and choose by, and to judge by, once.
-        augment: changes a stored training batch, given a CPU generator to draw from, so that the
-            numbers are the same on every device; None for nothing. It always gets a whole batch:
-            where several processes train together each augments it all and keeps its share. (A
-            :class:`~csq_mini.data.transforms.CropFlip` draws for all and changes the share alone.)
-        prepare: turns stored images into what the model sees, each image by itself; None if that is
-            the same.
+        train, valid, test: pairs of inputs ``[images, ...]`` and targets ``[images, ...]``, as stored: to learn from,
+            to watch and choose by, and to judge by, once.
+        augment: changes a stored training batch, given a CPU generator to draw from, so that the numbers are the same
+            on every device; None for nothing. It always gets a whole batch: where several processes train together,
+            each augments all of it and keeps its share. (A ``transforms.CropFlip`` changes the share alone.)
+        prepare: turns stored images into what the model sees, each image by itself; None if that is the same.
         classes: number of classes; None if it is unknown or targets are not classes.
-        streamed: whether the splits are too large for the device and stay where they are (on disk,
-            mapped into memory, say): each batch is moved instead.
+        streamed: whether the splits are too large for the device and stay where they are: each batch is moved instead.
         device: where batches go; None for where the splits lie. :meth:`to` sets it.
 
     Raises:
-        ValueError: if a split is empty, has unequal numbers of inputs and targets, inputs of another
-            shape than the training split, or a target that is no class.
+        ValueError: if a split is empty, has unequal numbers of inputs and targets, inputs of another shape than the
+            training split, or a target that is no class.
     """
 
     name: str
@@ -85,8 +81,8 @@ class Data:
         Args:
             split: "train", "valid" or "test".
             size: images a batch, at least 1.
-            augment_seed: None shows the images as they are; a number augments them as training does,
-                each batch with a generator of its own.
+            augment_seed: None shows the images as they are; a number augments them as training does, each batch with
+                a generator of its own.
 
         Yields:
             Prepared inputs ``[size, ...]`` and targets ``[size, ...]`` on the device.
@@ -97,20 +93,20 @@ class Data:
         if split not in SPLITS:
             raise ValueError(unknown("split", split, SPLITS))
         x, y = getattr(self, split)
-        parts = enumerate(zip(x.split(whole("batch size", size, 1)), y.split(size)))
-        return (self._batch(x, y, augment_seed, i) for i, (x, y) in parts)
+        return self._batches(x.split(whole("batch size", size, 1)), y.split(size), augment_seed)
 
-    def _batch(self, x: Tensor, y: Tensor, augment_seed: int | None, number: int) -> Split:
-        x, y = self._placed(x), self._placed(y)
-        if self.augment and augment_seed is not None:
-            x = self.augment(x, _generator(augment_seed, 2, number))
-        return self._prepared(x), y
+    def _batches(self, xs: Iterable[Tensor], ys: Iterable[Tensor], augment_seed: int | None) -> Iterator[Split]:
+        for number, (x, y) in enumerate(zip(xs, ys)):
+            x = self._placed(x)
+            if self.augment and augment_seed is not None:
+                x = self.augment(x, _generator(augment_seed, 2, number))
+            yield self._prepared(x), self._placed(y)
 
     def training_batch(self, size: int, seed: int, step: int, share: slice = slice(None)) -> Split:
         """Batch number ``step`` of an endless training: each epoch in a new order, remainder left out.
 
-        A pure function of its arguments, so that a resumed run sees the same batches: the order
-        comes from (seed, epoch), the augmentation from (seed, step).
+        A pure function of its arguments, so that a resumed run sees the same batches: the order comes from (seed,
+        epoch), the augmentation from (seed, step).
 
         Args:
             size: images a batch, at least 1; if that is more than there are, the batch is all of them.
@@ -120,9 +116,6 @@ class Data:
 
         Returns:
             Augmented and prepared inputs ``[size, ...]`` and targets ``[size, ...]`` on the device.
-
-        Raises:
-            ValueError: for another size.
         """
         x, y = self.train
         per_epoch = max(len(x) // whole("batch size", size, 1), 1)
@@ -162,18 +155,12 @@ def _generator(*key: int) -> torch.Generator:
 
 
 def stratified_order(targets: Tensor, seed: int = 0) -> Tensor:
-    """A random order in which any first k images hold the classes in their proportions.
+    """A random order of ``targets`` ``[images]`` in which any first k images hold the classes in their proportions.
 
-    The first images serve for validation and the next ones for training, so both are stratified, as
-    is any part of them that a trial takes.
-
-    Args:
-        targets: ``[images]`` int64, from 0.
-        seed: of the order. NumPy promises that RandomState draws the same numbers in every version.
-
-    Returns:
-        ``[images]`` int64, positions in ``targets``.
+    The first images serve for validation and the next ones for training, so both are stratified, as is any part of
+    them that a trial takes.
     """
+    # NumPy promises that RandomState draws the same numbers in every version.
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(targets)))
     order = order[targets[order].argsort(stable=True)]  # class by class, random within
     counts = targets.bincount()

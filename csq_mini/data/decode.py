@@ -25,20 +25,10 @@ def decode(
     source: str | Path, root: str | Path | None = None, name: str = "imagefolder", side: int = 256,
     progress: bool = True,
 ) -> str:  # fmt: skip
-    """Decode ``source``/train/<class>/* and ``source``/val/<class>/* into ``<root>/<name>-<side>``.
+    """Decode ``source``/train/<class>/* and ``source``/val/<class>/* into ``<root>/<name>-<side>``; says what it did.
 
-    The shorter side is resized to ``side`` pixels, and the centre square kept. Images are stored in
-    stratified order, so that the first ones serve as a validation set.
-
-    Args:
-        source: a folder in ImageNet's layout.
-        root: the data root; None is ``CSQ_DATA``, else ``data``.
-        name: a name for the set.
-        side: pixels a side.
-        progress: whether to show a progress bar.
-
-    Returns:
-        What was done, in a line.
+    The shorter side is resized to ``side`` pixels, and the centre square kept. Images are stored in stratified order,
+    so that the first ones serve as a validation set. ``root`` None is ``CSQ_DATA``, else ``data``.
 
     Raises:
         FileNotFoundError: if ``train`` or ``val``, or a class of one of them, is missing or empty.

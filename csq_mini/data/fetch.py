@@ -1,7 +1,7 @@
 """Fetching a published data set: downloaded or copied, checked, and only then put in its place.
 
-All this happens in a scratch folder under the data root, on the same disk. Whatever goes wrong, what
-was there before stays as it was.
+All this happens in a scratch folder under the data root, on the same disk. Whatever goes wrong, what was there
+before stays as it was.
 """
 
 from __future__ import annotations
@@ -22,16 +22,12 @@ TIMEOUT = 30.0  # seconds without a byte
 
 
 def fetch(name: str, place: str | Path | None = None, copy: str | Path | None = None) -> str:
-    """Put a whole copy of a published data set under the data root; does nothing if there is one.
+    """Put a whole copy of a published data set under the data root, if none is there; says in a line what it did.
 
     Args:
         name: ``cifar10``, ``cifar100`` or ``fashion_mnist``.
         place: the data root; None is ``CSQ_DATA``, else ``data``.
-        copy: a folder (or archive) on this machine to take it from; None downloads from where
-            torchvision does.
-
-    Returns:
-        What was done, in a line.
+        copy: a folder (or archive) on this machine to take it from; None downloads from where torchvision does.
 
     Raises:
         ConnectionError: if the download fails. ValueError: if what came, or the copy, is damaged.

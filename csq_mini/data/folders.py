@@ -27,10 +27,9 @@ def image_folder(
 ) -> Data:  # fmt: skip
     """Images that ``data_scripts/image_folder.py`` decoded, such as ImageNet's.
 
-    Training sees a random crop, flipped at random; judging sees the centre crop. Images for
-    validation come from ``train``, stratified and the same every time; ``val`` is the test set.
-    ImageNet's training images at 256 pixels take 252 GB on disk, and only what the operating system
-    caches of them takes memory.
+    Training sees a random crop, flipped at random; judging sees the centre crop. Images for validation come from
+    ``train``, stratified and the same every time; ``val`` is the test set. ImageNet's training images at 256 pixels
+    take 252 GB on disk, and only what the operating system caches of them takes memory.
 
     Args:
         root: the data root, holding the folder ``<name>-<side>``; None is ``CSQ_DATA``, else ``data``.
@@ -41,17 +40,17 @@ def image_folder(
         resident_gb: what the device may hold, in 10^9 bytes: a larger set is streamed.
 
     Returns:
-        Data with stored inputs ``[images, 3, side, side]`` uint8 and targets ``[images]`` int64;
-        batches are ``[batch, 3, crop, crop]`` float32, normalised by ImageNet's mean and deviation.
+        Data with stored inputs ``[images, 3, side, side]`` uint8 and targets ``[images]`` int64; batches are
+        ``[batch, 3, crop, crop]`` float32, normalised by ImageNet's mean and deviation.
 
     Raises:
-        FileNotFoundError, ValueError: if the arrays are missing, cut or do not fit each other (which
-            one, what to do), or an argument is out of range.
+        FileNotFoundError, ValueError: if the arrays are missing, cut or do not fit each other (which one, what to
+            do), or an argument is out of range.
 
     Source: He et al. (arXiv 1512.03385), section 3.4, but with one scale and one crop where they use several.
     """
     crop = whole("crop", crop, 1, side, hint=f": the images have {side} pixels a side")
-    (x, y), (test_x, test_y), classes = _arrays(store.root(root) / f"{name}-{side}", name, side)
+    (x, y), (test_x, test_y), classes = _arrays(store.root(root), name, side)
     held_out = max(1, min(10_000, len(y) // 20)) if valid is None else valid
     watched, learned, judged = cut(len(y), len(test_y), held_out, limit)
     return Data(
@@ -64,11 +63,13 @@ def image_folder(
     )  # fmt: skip
 
 
-def _arrays(folder: Path, name: str, side: int) -> tuple[Split, Split, int]:
+def _arrays(root: Path, name: str, side: int) -> tuple[Split, Split, int]:
     """Training and test images, and the number of classes; an error says what is wrong with the files."""
+    folder = root / f"{name}-{side}"
     found = store.folder_problems(folder, side)
     if found:
-        raise _complaint(folder, name, side, found)
+        remedy = f"{store.fetch_command('image_folder', root)} --name {name} --side {side}"
+        raise store.complaint(folder.name, root, found, 1 + len(store.ARRAYS), remedy)
     train, test = (_mapped(folder, part) for part in store.PARTS)
     return train, test, len(json.loads((folder / "classes.json").read_text()))
 
@@ -79,11 +80,3 @@ def _mapped(folder: Path, part: str) -> Split:
         warnings.simplefilter("ignore")  # that the memory is read-only: nobody writes to it
         x = torch.from_numpy(images).permute(0, 3, 1, 2)
     return x, torch.from_numpy(np.load(folder / f"{part}_labels.npy"))
-
-
-def _complaint(folder: Path, name: str, side: int, found: dict[str, str]) -> Exception:
-    remedy = f"run: {store.fetch_command('image_folder', folder.parent)} --name {name} --side {side}"
-    if not folder.exists():
-        return FileNotFoundError(f"no folder {folder}; {remedy}")
-    kind = FileNotFoundError if set(found.values()) == {"missing"} else ValueError
-    return kind(f"{folder} is not whole: {store.in_words(found)}; {remedy}")

@@ -1,8 +1,8 @@
 """Data sets that fit in memory: handwritten digits, CIFAR-10, CIFAR-100 and Fashion-MNIST.
 
-Digits come with scikit-learn; the others are read from files laid out as torchvision lays them out.
-Images for validation are taken from the training images, stratified and the same every time: they
-are only watched during training, and the official test set judges once.
+Digits come with scikit-learn; the others are read from files laid out as torchvision lays them out. Images for
+validation are taken from the training images, stratified and the same every time: they are only watched during
+training, and the official test set judges once.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from .transforms import CropFlip, Normalise
 def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
     """scikit-learn's 1 797 handwritten digits, 8x8 pixels, in one fixed split.
 
-    Pixels 0..16 become x / 8 - 1, in [-1, 1]. The images are cut into ``folds`` stratified parts;
-    part ``fold`` is the test set, and a tenth of the rest (stratified again) is for validation.
-    Over all folds each image is tested once.
+    The images are cut into ``folds`` stratified parts. Part ``fold`` is the test set, and a tenth of the rest
+    (stratified again) is for validation, so over all folds each image is tested once.
 
     Args:
         fold: which part to test on, 0 to folds - 1.
@@ -34,10 +33,7 @@ def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
         seed: of the split, not of the training.
 
     Returns:
-        Data with inputs ``[images, 1, 8, 8]`` float32 and targets ``[images]`` int64.
-
-    Raises:
-        ValueError: if ``fold`` or ``folds`` is out of range.
+        Data with inputs ``[images, 1, 8, 8]`` float32 in [-1, 1] and targets ``[images]`` int64.
 
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository (1998).
     """
@@ -62,16 +58,16 @@ def cifar10(root: str | Path | None = None, valid: int = 1000, limit: int | None
     Args:
         root: the data root, holding ``cifar-10-batches-py``; None is ``CSQ_DATA``, else ``data``.
         valid: training images held out for validation, stratified, the same every time.
-        limit: for trials: at most this many training images, a fifth as many for validation, and as
-            many for testing, each taken from the same split of the whole data set.
+        limit: for trials: at most this many training images, a fifth as many for validation, and as many for
+            testing, each taken from the same split of the whole data set.
 
     Returns:
-        Data with stored inputs ``[images, 3, 32, 32]`` uint8 and targets ``[images]`` int64; batches
-        are float32, normalised by the mean and deviation that the official CSQ code uses.
+        Data with stored inputs ``[images, 3, 32, 32]`` uint8 and targets ``[images]`` int64; batches are float32,
+        normalised by the mean and deviation that the official CSQ code uses.
 
     Raises:
-        FileNotFoundError, ValueError: if a file is missing or damaged (which one, what to do), or
-            ``valid`` or ``limit`` is out of range.
+        FileNotFoundError, ValueError: if a file is missing or damaged (which one, what to do), or ``valid`` or
+            ``limit`` is out of range.
 
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009).
     """
@@ -84,8 +80,7 @@ def cifar10(root: str | Path | None = None, valid: int = 1000, limit: int | None
 def cifar100(root: str | Path | None = None, valid: int = 1000, limit: int | None = None) -> Data:
     """CIFAR-100: 60 000 colour photographs of 100 classes, 32x32 pixels.
 
-    As :func:`cifar10`, from ``cifar-100-python``; normalised by the mean and deviation of all pixels
-    of the training images.
+    As :func:`cifar10`, from ``cifar-100-python``; normalised by the mean and deviation over all training pixels.
     """
     train, test = _cifar("cifar100", root)
     normalise = Normalise((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
@@ -95,8 +90,8 @@ def cifar100(root: str | Path | None = None, valid: int = 1000, limit: int | Non
 def fashion_mnist(root: str | Path | None = None, valid: int = 1000, limit: int | None = None) -> Data:
     """Fashion-MNIST: 70 000 grey pictures of 10 kinds of clothes, 28x28 pixels.
 
-    As :func:`cifar10`, from ``FashionMNIST/raw``; padded with 2 zeros a side, normalised by the mean
-    and deviation of all pixels of the training images.
+    As :func:`cifar10`, from ``FashionMNIST/raw``; padded with 2 zeros a side, normalised by the mean and deviation
+    over all training pixels.
 
     Source: Xiao et al., Fashion-MNIST (arXiv 1708.07747).
     """

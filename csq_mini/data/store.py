@@ -1,7 +1,7 @@
 """What lies under the data root, whether it is whole, and what to run if it is not.
 
-Published sets are judged by checksums, arrays of decoded images by their shapes. Addresses, file
-names and checksums are those of torchvision's data set classes, and are written nowhere else.
+Published sets are judged by checksums, arrays of decoded images by their shapes. Addresses, file names and checksums
+are those of torchvision's data set classes, and are written nowhere else.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..check import unknown
 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST"}
 PARTS = ("train", "val")  # of a folder of images, decoded or not
+ARRAYS = [f"{part}_{kind}.npy" for part in PARTS for kind in ("images", "labels")]
 
 
 def root(given: str | Path | None = None) -> Path:
@@ -28,19 +29,12 @@ def root(given: str | Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Source:
-    """A published data set.
-
-    Attributes:
-        title: its name in texts.
-        folder: of its files, under the data root.
-        files: name -> md5 of each file that is read, training files first.
-        archives: (address, file name, md5) of each download.
-    """
+    """A published data set."""
 
     title: str
-    folder: str
-    files: dict[str, str]
-    archives: list[tuple[str, str, str]]
+    folder: str  # under the data root
+    files: dict[str, str]  # name -> md5 of each file that is read, training files first
+    archives: list[tuple[str, str, str]]  # address, file name and md5 of each download
 
 
 def source(name: str) -> Source:
@@ -72,31 +66,29 @@ def problems(name: str, place: str | Path) -> dict[str, str]:
 
 
 def verified(name: str, place: str | Path | None = None) -> list[Path]:
-    """The files of a published data set, in the order of :class:`Source`, all of them whole.
-
-    Raises:
-        FileNotFoundError: if some are missing. ValueError: if some are damaged. Both say which, and what to do.
-    """
+    """The files of a published data set, in the order of :class:`Source`; :func:`complaint` if not all are whole."""
     here, known = root(place), source(name)
     found = problems(name, here)
     if found:
-        raise _complaint(name, known, here, found)
+        remedy = f"{fetch_command(name, here)} (with --from DIR if there is a copy on this machine)"
+        raise complaint(known.title, here / known.folder, found, len(known.files), remedy)
     return [here / known.folder / file for file in known.files]
 
 
-def _complaint(name: str, known: Source, here: Path, found: dict[str, str]) -> Exception:
-    remedy = f"run: {fetch_command(name, here)} (with --from DIR if there is a copy on this machine)"
-    if set(found) == set(known.files) and set(found.values()) == {"missing"}:
-        return FileNotFoundError(f"no {known.title} in {here / known.folder}; {remedy}")
-    kind = ValueError if "damaged" in found.values() else FileNotFoundError
-    return kind(f"{known.title} in {here / known.folder} is not whole: {in_words(found)}; {remedy}")
+def complaint(title: str, folder: Path, found: dict[str, str], files: int, remedy: str) -> Exception:
+    """What to raise if some of the ``files`` in a folder are missing (FileNotFoundError) or damaged (ValueError)."""
+    if set(found.values()) != {"missing"}:
+        return ValueError(f"{title} in {folder} is not whole: {in_words(found)}; run: {remedy}")
+    if len(found) == files:
+        return FileNotFoundError(f"no {title} in {folder}; run: {remedy}")
+    return FileNotFoundError(f"{title} in {folder} is not whole: {in_words(found)}; run: {remedy}")
 
 
 def folder_problems(folder: Path, side: int) -> dict[str, str]:
     """File -> "missing" or what is wrong with it, for arrays that ``decode.py`` wrote: they have no checksums."""
     found: dict[str, str] = {}
     arrays: dict[str, Any] = {}
-    for file in ["classes.json", *(f"{part}_{kind}.npy" for part in PARTS for kind in ("images", "labels"))]:
+    for file in ["classes.json", *ARRAYS]:
         path = folder / file
         try:
             arrays[file] = json.loads(path.read_text()) if path.suffix == ".json" else np.load(path, mmap_mode="r")
@@ -133,7 +125,7 @@ def in_words(found: dict[str, str]) -> str:
 
 
 def listing(place: str | Path | None = None) -> str:
-    """A line a data set: whole, damaged or missing, its size, and what to run: the text of ``csq-mini data``.
+    """The text of ``csq-mini data``: a line a data set, whole, damaged or missing, its size, and what to run.
 
     Raises:
         OSError: if the data root is there and cannot be listed.
@@ -142,35 +134,25 @@ def listing(place: str | Path | None = None) -> str:
     if here.exists() and not here.is_dir():
         raise NotADirectoryError(f"the data root {here} is not a folder: give another --root, or set CSQ_DATA")
     inside = sorted(here.iterdir()) if here.exists() else []
+    lines = [f"data root: {here}" + ("" if here.exists() else " (not there yet)"), f"  {'digits':<16} embedded"]
+    for name in TITLES:
+        lines.append(_line(name, here / source(name).folder, problems(name, here), fetch_command(name, here)))
+    decode = fetch_command("image_folder", here)
     decoded = [folder for folder in inside if re.search(r"-\d+$", folder.name) and list(folder.glob("*.npy"))]
-    lines = [f"data root: {here}" + ("" if here.exists() else " (not there yet)"), _line("digits", "embedded")]
-    lines += [_published_line(name, here) for name in TITLES]
-    lines += [_decoded_line(folder) for folder in decoded]
+    for folder in decoded:
+        name, _, side = folder.name.rpartition("-")
+        remedy = f"{decode} --name {name} --side {side}"
+        lines.append(_line(folder.name, folder, folder_problems(folder, int(side)), remedy))
     if not decoded:
-        lines.append(_line("image_folder", "missing", "", f"run: {fetch_command('image_folder', here)}"))
+        lines.append(_line("image_folder", here / "none", {"all": "missing"}, decode))
     left = [folder for folder in inside if folder.suffix == ".partial"]
     return "\n".join(lines + [f"{folder} was left by a run that was stopped: delete it" for folder in left])
 
 
-def _published_line(name: str, here: Path) -> str:
-    found, folder = problems(name, here), here / source(name).folder
-    if not found:
-        return _line(name, "whole", _size(folder), str(folder))
-    remedy = f"run: {fetch_command(name, here)}"
+def _line(name: str, folder: Path, found: dict[str, str], remedy: str) -> str:
     if not folder.exists():
-        return _line(name, "missing", "", remedy)
-    return _line(name, "damaged", _size(folder), f"{in_words(found)}; {remedy}")
-
-
-def _decoded_line(folder: Path) -> str:
-    found = folder_problems(folder, int(folder.name.rpartition("-")[2]))
-    return _line(folder.name, "damaged" if found else "whole", _size(folder), in_words(found) or str(folder))
-
-
-def _line(name: str, state: str, size: str = "", what: str = "") -> str:
-    return f"  {name:<16} {state:<9} {size:>9}  {what}".rstrip()
-
-
-def _size(folder: Path) -> str:
+        return f"  {name:<16} missing              run: {remedy}"
     megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-    return f"{megabytes:.1f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
+    size = f"{megabytes:.1f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
+    state, what = ("damaged", f"{in_words(found)}; run: {remedy}") if found else ("whole", str(folder))
+    return f"  {name:<16} {state:<9} {size:>9}  {what}"

@@ -1,7 +1,7 @@
 """What happens to a batch of stored bytes on its way to the model: crop, flip, normalise.
 
-All of it runs on the batch's device, a batch at a time. Images are ``[batch, channels, height,
-width]`` uint8, in channels_last memory where that is faster; results are channels_last.
+All of it runs on the batch's device. Images are ``[batch, channels, height, width]`` uint8, in channels_last memory
+where that is faster; results are channels_last.
 """
 
 from __future__ import annotations
@@ -18,18 +18,12 @@ from torch import Tensor
 class CropFlip:
     """A random square crop of the zero-padded image, flipped horizontally with probability 1/2.
 
-    Bytes are padded with zeros before they are normalised, as torchvision's RandomCrop does with
-    images from a file.
-
-    Attributes:
-        size: height and width of the crop, in pixels.
-        pad: zeros added on each side, in pixels.
-
+    Bytes are padded before they are normalised, as torchvision's RandomCrop does with images from a file.
     Source: He et al. (arXiv 1512.03385), section 4.2.
     """
 
-    size: int
-    pad: int = 0
+    size: int  # height and width of the crop, in pixels
+    pad: int = 0  # zeros added on each side, in pixels
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Crop and flip each image of the batch at random, drawing from a CPU generator."""
@@ -57,16 +51,11 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class Normalise:
-    """Bytes 0..255 become (byte / 255 - mean) / std by channel, float32, channels_last.
+    """Bytes 0..255 become (byte / 255 - mean) / std, float32, channels_last."""
 
-    Attributes:
-        mean, std: one number a channel, for bytes divided by 255.
-        crop: take the centre square of this many pixels first; None takes the whole image.
-    """
-
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # one number a channel
     std: tuple[float, ...]
-    crop: int | None = None
+    crop: int | None = None  # take the centre square of this many pixels first; None takes the whole image
 
     def __call__(self, x: Tensor) -> Tensor:
         """The batch as the model sees it."""

@@ -38,18 +38,11 @@ layer has the same precision from the start."""
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of a reproduction is run.
+    """How much of a reproduction is run."""
 
-    Attributes:
-        about: what it is for, in one line.
-        images: training images used, by network; all of them for a network that is not named.
-        changes: what it changes in the recipe.
-        needs_gpu: whether a CPU would take days.
-    """
-
-    about: str
-    images: Mapping[str, int]
-    changes: Mapping[str, Any]
+    about: str  # what it is for
+    images: Mapping[str, int]  # training images used, by network; all of them for a network that is not named
+    changes: Mapping[str, Any]  # to the recipe
     needs_gpu: bool = False
 
 
@@ -77,12 +70,7 @@ def plan(
     method: str, model: str, data: str, target: float, seed: int, profile: str, *,
     activation_bits: int | None = None, epochs: int | None = None,
 ) -> Recipe:  # fmt: skip
-    """The recipe that :func:`csq_mini.reproduce` runs for these parameters.
-
-    Raises:
-        ValueError: for an unknown name, a pair of network and data without a recipe, or a value out
-            of range.
-    """
+    """The recipe that :func:`csq_mini.reproduce` runs for these parameters; raises ValueError as it does."""
     for kind, name, known in (("method", method, METHODS), ("profile", profile, PROFILES),
                               ("model", model, models.MODELS), ("data set", data, datasets.DATA)):  # fmt: skip
         if name not in known:

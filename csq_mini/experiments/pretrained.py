@@ -28,8 +28,8 @@ def pretrained(name: str) -> nn.Module:
         name: such as "resnet20-cifar10-2bit": network, data set, bits a weight.
 
     Returns:
-        A plain module for the inputs that the data set gives. Its attribute ``csq_row`` is the row of
-        results of the run that it came from, with its accuracy.
+        A plain module for the inputs that the data set gives. Its attribute ``csq_row`` is the row of results of the
+        run that it came from, with its accuracy.
 
     Raises:
         ValueError: for an unknown name, with near ones.
@@ -47,14 +47,11 @@ def row(name: str) -> Row:
 
 
 def pack_run(run: str | Path, path: str | Path) -> int:
-    """Verify the packed file that a finished run left, and copy it.
+    """Verify the packed file that a finished run left, and copy it to ``path``; returns the bytes written.
 
     Args:
         run: the ``run_dir`` of :func:`csq_mini.fit`, or a row of results (.json) whose model was kept.
         path: of the copy; a file that is there is replaced.
-
-    Returns:
-        Bytes written.
 
     Raises:
         FileNotFoundError: if there is no finished run, or it left no packed file.

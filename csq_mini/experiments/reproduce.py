@@ -1,7 +1,7 @@
 """One run, one row: :func:`reproduce` turns parameters into a trained network and a row of results.
 
-The command line, the book's reproduction pages and papermill call it. ``plans.py`` says what can be
-asked for; ``rows.py`` writes the row and reads rows back.
+The command line, the book's pages and papermill call it. ``plans.py`` says what can be asked for; ``rows.py`` writes
+the row and reads rows back.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def reproduce(
 ) -> Row:  # fmt: skip
     """Train one network as the parameters say, and write a row of results.
 
-    A run that is done, with the same recipe and start, is not repeated: its row is read back. One that
-    was cut goes on from its last checkpoint.
+    A run that is done, with the same recipe and start, is not repeated: its row is read back. One that was cut goes on
+    from its last checkpoint.
 
     Args:
         method: one of ``METHODS``: "csq", "float", or CSQ without one of its parts.
@@ -62,8 +62,8 @@ def reproduce(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for an unknown name or a value out of range, a profile that needs a GPU where
-            there is none, a checkpoint that does not fit, or a run folder of another run.
+        ValueError: for an unknown name or a value out of range, a profile that needs a GPU where there is none, a
+            checkpoint that does not fit, or a run folder of another run.
         FileNotFoundError: if the data set or the checkpoint is not there.
     """
     made_by = commit()  # now: the sources may change while it trains
@@ -94,8 +94,7 @@ def reproduce(
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """The state_dict in a .safetensors file (a packed one, too), or in a .pt or .pt.xz file.
 
-    Raises:
-        FileNotFoundError: if there is no such file. ValueError: if it is not what its name says.
+    Raises FileNotFoundError if there is no such file, ValueError if it is not what its name says.
     """
     path = _existing(path)
     try:

@@ -31,8 +31,8 @@ class Row:
         key: name of the row's file, made from the parameters.
         method, model, data, target, activation_bits, seed, profile: as given to :func:`csq_mini.reproduce`.
         search_epochs, finetune_epochs: of the recipe as it was run.
-        start, start_accuracy: file name and SHA-256 of the checkpoint that the run began from, and its
-            accuracy on the test images; None for random weights.
+        start, start_accuracy: file name and SHA-256 of the checkpoint that the run began from, and its accuracy on
+            the test images; None for random weights.
         accuracy: on the test images, hardened, of the last epoch; a fraction.
         train_images, test_images: how many there were.
         paper_bits, stored_bits: a weight, on average; 32 for a float model.
@@ -76,11 +76,7 @@ class Row:
 
 
 def load_rows(folder: str | Path) -> pandas.DataFrame:
-    """All rows in a folder as a table, ordered by key; empty if there are none.
-
-    Raises:
-        ValueError: for a file that is not a row, or a row of another schema, with the file's name.
-    """
+    """All rows in a folder as a table, ordered by key; ValueError for a file that is no row, or of another schema."""
     import pandas
 
     rows = [dataclasses.asdict(read_row(file)) for file in sorted(Path(folder).glob("*.json"))]
@@ -88,7 +84,7 @@ def load_rows(folder: str | Path) -> pandas.DataFrame:
 
 
 def read_row(file: Path) -> Row:
-    """The row in a file; raises ValueError as :func:`load_rows` does."""
+    """The row in a file, or a ValueError as :func:`load_rows` raises it."""
     try:
         content = json.loads(file.read_text("utf8"))
         schema = content["schema"]
@@ -118,15 +114,10 @@ def write_row(folder: str | Path, row: Row, history: pandas.DataFrame) -> None:
 
 
 def where(device: torch.device | str | None = None) -> dict[str, Any]:
-    """Where a result is made: what every file of results says beside its figures.
+    """Where a result is made: the ``device``, ``hardware``, ``versions`` and ``commit`` beside its figures.
 
-    Args:
-        device: that the work runs on; None takes the first GPU if there is one, else the CPU.
-
-    Returns:
-        ``device``; ``hardware``: processor, threads, load (above the threads, other work took part of
-        the processor) and the GPU, if it is used; ``versions`` of the library, torch and Python;
-        ``commit``, see :func:`commit`.
+    ``device`` None is the first GPU if there is one, else the CPU. A ``load`` above the ``threads`` means that other
+    work took part of the processor; ``gpu`` is None where it is not used.
     """
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None

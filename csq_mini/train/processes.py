@@ -1,9 +1,8 @@
 """Training by several processes at once: the result of one process, up to the order of its sums.
 
-Each process takes an equal share of every batch. Gradients are averaged by torch's
-DistributedDataParallel, and batch norm takes its statistics over the whole batch (torch's own
-SyncBatchNorm does so on GPUs only). ``torchrun`` starts the processes and sets the environment that
-:func:`join` reads; in a process on its own, no function here changes anything.
+Each process takes an equal share of every batch. Gradients are averaged by torch's DistributedDataParallel, and batch
+norm takes its statistics over the whole batch (torch's own SyncBatchNorm does so on GPUs only). ``torchrun`` starts
+the processes and sets the environment that :func:`join` reads. In a process on its own nothing here changes anything.
 """
 
 from __future__ import annotations
@@ -54,11 +53,7 @@ def join(device: str | None = None) -> Iterator[torch.device | None]:
 
 
 def share(size: int) -> slice:
-    """This process's part of a batch of ``size`` images: every n-th of them, where n processes train.
-
-    Raises:
-        ValueError: if the batch cannot be cut into equal parts.
-    """
+    """This process's part of a batch of ``size`` images; ValueError if it cannot be cut into equal parts."""
     if size % count():
         raise ValueError(f"a batch of {size} images cannot be shared equally by {count()} processes: "
                          f"use a batch_size that is a multiple of {count()}")  # fmt: skip
@@ -106,11 +101,7 @@ def unsync(model: nn.Module) -> nn.Module:
 
 
 def _synced_forward(norm: _BatchNorm, input: Tensor) -> Tensor:
-    """Batch norm over the shares of all processes.
-
-    Mean and variance are averages of equal shares, hence those of the whole batch. Gradients flow
-    through both, and so reach every process's inputs.
-    """
+    """Batch norm over the shares of all processes, which are equal: the average of their means is the batch's mean."""
     if not norm.training:
         return type(norm).forward(norm, input)
     dims = [d for d in range(input.ndim) if d != 1]
