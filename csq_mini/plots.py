@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 import pandas
 import seaborn as sns
+from csq_book.verdicts import Verdict, best_rows, sample, weight_bits
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -25,10 +26,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from . import models
-from .conversion import Integers
-from .report import Report
 from .experiments.rows import Row
-from csq_book.verdicts import Verdict, best_rows, sample, weight_bits
+from .report import Report
+from .scheme import Integers
 
 WIDTH = 5.0  # inches, 480 pixels on a page
 CLASSES = {"cifar100": 100}  # of the data sets that have not ten
