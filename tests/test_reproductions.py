@@ -13,7 +13,7 @@ import pandas
 import pytest
 import torch
 import yaml
-from test_verdicts import made_up
+from made_up_rows import made_up
 
 import csq_mini as csq
 from csq_mini.experiments.reproduce import METHODS
