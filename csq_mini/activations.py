@@ -8,18 +8,15 @@ PACT at every width, so that the step is a constant of the trained model.
 
 from __future__ import annotations
 
-import fnmatch
-import math
 from collections.abc import Iterable
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .bits import at_least_float32
-from .conversion import unwrap
-from .check import unknown
+from .check import number, select, whole
+from .planes import unwrap
 
 MAX_BITS = 8
 LEAST_CLIP = 1e-3
@@ -87,9 +84,7 @@ class PACT(nn.Module):
     def __init__(self, bits: int, clip: float = 6.0):
         super().__init__()
         self.bits = check_activation_bits(bits)
-        if isinstance(clip, bool) or not isinstance(clip, Real) or not LEAST_CLIP <= clip < math.inf:
-            raise ValueError(f"clip must be a finite number of at least {LEAST_CLIP}, got {clip!r}: 6.0 is usual")
-        self.alpha = nn.Parameter(torch.tensor(float(clip)))
+        self.alpha = nn.Parameter(torch.tensor(number("clip", clip, LEAST_CLIP, hint=": 6.0 is usual")))
 
     def forward(self, x: Tensor) -> Tensor:
         return Levels.apply(x, self.alpha, 2**self.bits - 1)
@@ -99,10 +94,8 @@ class PACT(nn.Module):
 
 
 def check_activation_bits(bits: int) -> int:
-    """``bits`` as an int, or a ValueError if it is not an integer from 1 to 8."""
-    if isinstance(bits, bool) or not isinstance(bits, Integral) or not 1 <= bits <= MAX_BITS:
-        raise ValueError(f"activation bits must be an integer from 1 to {MAX_BITS}, got {bits!r}: None keeps floats")
-    return int(bits)
+    """``bits`` as an int, or a ValueError if it is not a whole number from 1 to 8."""
+    return whole("activation bits", bits, 1, MAX_BITS, hint=": None keeps floats")
 
 
 def quantize_activations(model: nn.Module, bits: int, clip: float = 6.0, skip: str | Iterable[str] = ()) -> list[str]:
@@ -135,34 +128,19 @@ def quantize_activations(model: nn.Module, bits: int, clip: float = 6.0, skip: s
     if activation_bits(model):
         raise ValueError(f"{type(model).__name__}'s activations are quantized already: start from the float model")
     example = PACT(bits, clip)  # refuses bad numbers before anything changes
-    chosen = _select(model, (skip,) if isinstance(skip, str) else tuple(skip))
-    like = next((p for p in model.parameters() if p.is_floating_point()), example.alpha)
-    for module in chosen:
-        _become_pact(module, example, like)
-    return list(chosen.values())
-
-
-def _select(model: nn.Module, skip: tuple[str, ...]) -> dict[nn.Module, str]:
-    # A module reachable under two names is one activation, skipped if a pattern matches either name.
-    names = {n: m for n, m in model.named_modules(remove_duplicate=False) if type(m) in (nn.ReLU, nn.ReLU6)}
-    if not names:
+    found = {n: m for n, m in model.named_modules(remove_duplicate=False) if type(m) in (nn.ReLU, nn.ReLU6)}
+    if not found:
         raise ValueError(
             f"{type(model).__name__} has no nn.ReLU or nn.ReLU6 module to quantize: functions cannot be replaced, so "
             "write torch.relu(x) or F.relu(x) as a module, self.relu = nn.ReLU(), and call that in forward"
         )
-    skipped = set()
-    for pattern in skip:
-        hits = fnmatch.filter(names, pattern)
-        if not hits:
-            raise ValueError(unknown("activation pattern", pattern, names))
-        skipped |= {names[hit] for hit in hits}
-    first: dict[nn.Module, str] = {}
-    for name, module in names.items():
-        if module not in skipped:
-            first.setdefault(module, name)
-    if not first:
+    chosen = select("activation", found, skip)
+    if not chosen:
         raise ValueError(f"{type(model).__name__} has nothing to quantize: skip={skip!r} leaves no activation")
-    return first
+    like = next((p for p in model.parameters() if p.is_floating_point()), example.alpha)
+    for module in chosen.values():
+        _become_pact(module, example, like)
+    return list(chosen)
 
 
 def _become_pact(module: Any, example: PACT, like: Tensor) -> None:

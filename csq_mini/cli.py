@@ -16,13 +16,13 @@ import torch
 from . import data
 from . import models
 from .train import processes as parallel
-from .train import recipes
-from . import __version__
+from . import recipes
+from .files import __version__
 from .data.listing import listing
 from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
-from .packed.format import verify_packed
+from .packed import verify_packed
 from .experiments.pretrained import pack_run
-from .train.fit import fit
+from .train import fit
 
 
 def train(args: argparse.Namespace) -> int:

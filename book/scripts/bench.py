@@ -28,7 +28,7 @@ from torch.utils.benchmark import Timer
 
 from csq_mini import data
 from csq_mini import models
-from csq_mini.train import recipes
+from csq_mini import recipes
 from csq_mini.budget import Budget
 from csq_mini.files import write_json
 from csq_mini.conversion import convert, csq_layers, set_temperature

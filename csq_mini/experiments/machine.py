@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import __version__
+from ..files import __version__
 
 
 def hardware(device: torch.device | str | None = None) -> dict[str, Any]:

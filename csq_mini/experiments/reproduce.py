@@ -20,12 +20,12 @@ import torch
 
 from .. import data as datasets
 from .. import models
-from ..train import recipes
+from .. import recipes
 from .machine import commit, hardware, versions
 from ..check import unknown
-from ..train.recipes import Recipe
+from ..recipes import Recipe
 from .rows import SCHEMA, Row, default_results, read_row, write_row
-from ..train.fit import Result, evaluate, fit
+from ..train import Result, evaluate, fit
 
 if TYPE_CHECKING:
     import pandas

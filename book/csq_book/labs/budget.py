@@ -11,7 +11,7 @@ from torch import nn
 
 from csq_mini import data as datasets
 from csq_mini import models
-from csq_mini.train import recipes
+from csq_mini import recipes
 from csq_mini.data import Data
 from csq_mini.gates import check_temperature
 from csq_mini.train.recipes import Recipe
