@@ -7,7 +7,7 @@ matplotlib figure. A notebook shows it as SVG, whose letters stay legible in a p
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .conversion import Integers
 from .report import Report
+from .scheme import Integers
 
 WIDTH = 5.0  # inches, 480 pixels on a page
 BLUE, ORANGE, GREEN = "#0173b2", "#c97f00", "#029e73"
@@ -120,15 +120,10 @@ def _draw_stretches(ax: Axes, planes: np.ndarray, scale: ScalarMappable) -> None
         ax.text(len(numbers) + 0.5, y, f" {numbers[-1]}", va="center", fontsize=11.5)
 
 
-def scheme(report: Report | Mapping[str, tuple[str, float]]) -> Figure:
-    """Planes of each layer as squares, the most significant left, beside the layer's share of the weights.
-
-    ``report`` may also map the names of layers to their planes and share, as in :class:`csq_mini.report.LayerReport`.
-    """
-    if isinstance(report, Report):
-        report = {layer.name: (layer.planes, layer.share) for layer in report.rows}
-    marks, shares = zip(*report.values())
-    n, count = max(map(len, marks)), len(report)
+def scheme(report: Report) -> Figure:
+    """Planes of each layer as squares, the most significant left, beside the layer's share of the weights."""
+    names, marks, shares = zip(*((layer.name, layer.planes, layer.share) for layer in report.rows))
+    n, count = max(map(len, marks)), len(names)
     with style() as colors:
         figure = Picture(1.4 + 0.3 * count)
         ax, side = figure.subplots(1, 2, sharey=True, width_ratios=(n, 4))
@@ -140,7 +135,7 @@ def scheme(report: Report | Mapping[str, tuple[str, float]]) -> Figure:
                 edge = "white" if hatch else "none"  # an edge that is not drawn would still double the file
                 ax.bar(xs + 0.5, 0.8, 0.88, ys - 0.4, color=color, ec=edge, lw=0, hatch=hatch, label=label)
         ax.set(xlim=(0, n), xticks=np.arange(n) + 0.5, xticklabels=range(n - 1, -1, -1), xlabel="plane")
-        ax.set(ylim=(count - 0.4, -0.6), yticks=range(count), yticklabels=report, ylabel="layer")
+        ax.set(ylim=(count - 0.4, -0.6), yticks=range(count), yticklabels=names, ylabel="layer")
         side.barh(range(count), [100 * share for share in shares], color="0.65")
         for y, share in enumerate(shares):
             text = f"{share:.0%}" if share >= 0.005 else "<1%"

@@ -63,8 +63,6 @@ def test_scheme_draws_a_square_for_each_plane_in_its_colour(tmp_path):
     colors = {mark: {squares[place] for place in marks if marks[place] == mark} for mark in set(marks.values())}
     assert all(len(c) == 1 for c in colors.values()) and len(set.union(*colors.values())) == len(colors) >= 2
     assert [bar.get_width() for bar in side.patches] == pytest.approx([100 * row.share for row in report.rows])
-    by_name = {row.name: (row.planes, row.share) for row in report.rows}
-    assert csq.plots.scheme(by_name).svg() == csq.plots.scheme(report).svg()
 
 
 def test_weights_draws_all_weights_before_and_the_values_after(tmp_path):

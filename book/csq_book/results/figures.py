@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from csq_mini import models, plots
 from csq_mini.experiments.rows import Row
+from csq_mini.report import tabulate
 
 from .verdicts import Verdict, best_rows, sample, weight_bits
 
@@ -19,9 +20,9 @@ CLASSES = {"cifar100": 100}  # the data sets here with other than ten classes
 def scheme(row: Row) -> Figure:
     """The planes of a row's layers as in :func:`csq_mini.plots.scheme`; its network must be in ``csq.models``."""
     model = models.get(row.model)(num_classes=CLASSES.get(row.data, 10))
-    counts = {name: model.get_parameter(f"{name}.weight").numel() for name in row.scheme}
-    total = sum(counts.values())
-    return plots.scheme({name: (planes, counts[name] / total) for name, planes in row.scheme.items()})
+    shapes = {name: tuple(model.get_parameter(f"{name}.weight").shape) for name in row.scheme}
+    layers = [(name, "", shapes[name], planes, 0) for name, planes in row.scheme.items()]
+    return plots.scheme(tabulate(layers, float_values=0, float_bytes=0))
 
 
 def accuracy_size(rows: pandas.DataFrame, published: Iterable[Mapping[str, Any]]) -> Figure:
