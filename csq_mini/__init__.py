@@ -31,10 +31,11 @@ from .scheme import Integers, integers
 from .train import Result, Trainer, accuracy, evaluate, fit
 
 __all__ = [
-    "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "Trainer",
-    "__version__", "accuracy", "convert", "data", "evaluate", "export_onnx", "fit", "fold_batch_norm", "gate", "harden", "integers", "load_packed",
-    "models", "parameter_groups", "plots", "pretrained", "quantize_activations", "recalibrate", "recipes", "report", "reproduce",
-    "save_packed", "set_temperature", "temperature", "verify_packed",
+    "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "Trainer", "__version__",
+    "accuracy", "convert", "data", "evaluate", "export_onnx", "fit", "fold_batch_norm", "gate", "harden",
+    "integers", "load_packed", "models", "parameter_groups", "plots", "pretrained", "quantize_activations",
+    "recalibrate", "recipes", "report", "reproduce", "save_packed", "set_temperature", "temperature",
+    "verify_packed",
 ]  # fmt: skip
 
 

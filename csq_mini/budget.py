@@ -6,7 +6,6 @@ regulariser comes from structured continuous sparsification (arXiv 2007.15353).
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -15,7 +14,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from .check import matching, number, whole
+from .check import floors, kept_counts, number
 from .gates import gate
 from .planes import Planes, csq_layers
 
@@ -30,12 +29,12 @@ class Budget:
         model: a converted model, wrapped or not.
         target: tau, the average precision wanted, in paper bits (planes) a weight.
         strength: lambda, for R normalised as in :meth:`penalty`.
-        floor: planes that every layer keeps at least: a number, or a dict of fnmatch patterns of layer names, of
-            which the first that matches counts (a layer that none matches keeps 1).
-        growth: False takes the sign away: below the target the penalty is 0, and planes only close, as in BSQ
+        floor: least number of planes a layer keeps, or a dict of fnmatch patterns of layer names with one each. The
+            first pattern that matches a name counts; a layer that matches none keeps at least 1.
+        growth: False drops the sign: below the target the penalty is 0, and planes only close, as in BSQ
             (arXiv 2102.10462).
-        weighted: False counts every layer alike in the penalty, as the official CSQ code does. What :meth:`bits` and
-            :meth:`freeze` promise goes by size all the same.
+        weighted: False counts every layer alike in the penalty, as the official CSQ code does. :meth:`bits` and
+            :meth:`freeze` still go by size.
 
     Raises:
         ValueError: for a target that cannot be reached (the text names the range), a strength below 0, a floor
@@ -52,7 +51,7 @@ class Budget:
         self.total = max(sum(self.weights.values()), 1)
         if len({planes.available for planes in self.layers.values()}) > 1:
             raise ValueError("the layers have different numbers of planes: convert the whole model in one call")
-        self.floor = _floors(self.layers, floor)
+        self.floor = floors(self._available(), floor)
         self.target = self._check_target(target)
         self.strength = number("strength", strength, hint=" (0 only measures)")
         self.growth, self.weighted = growth, weighted
@@ -73,8 +72,8 @@ class Budget:
         """The term to add to the loss: strength * (B - target) * R, 0-dim; 0 once frozen. Waits for no device.
 
         R = sum_l (|W_l| / |W|) sum_b f_beta(q_lb), in [0, N], is the precision the relaxed masks stand for.
-        (B - target) carries no gradient: it only says which way, and how hard. A layer's ``floor`` best planes carry
-        none either: they stay, so pulling at them is no use, and a layer without a plane would end the network.
+        (B - target) carries no gradient: it only says which way to pull, and how hard. The best ``floor`` planes of a
+        layer are not pulled at: they stay open anyway, and a network with an empty layer computes nothing.
         """
         first, *_ = layers = list(self.layers.values())
         if self.frozen:
@@ -104,12 +103,12 @@ class Budget:
     def freeze(self, like: Mapping[str, Tensor] | None = None) -> dict[str, int]:
         """Settle every layer's precision for good, at most at the target, and start the finetune.
 
-        Walks all planes from the largest mask logit down and keeps each that still fits. A layer's floor comes first;
-        equal logits go to the more significant plane, then to the earlier layer. A layer then keeps that *number* of
-        planes as one contiguous run, onto which its present weight is rounded (:meth:`Planes.freeze`).
+        Walks the planes from the largest mask logit down and keeps each that still fits, after every layer's floor. In
+        a tie the more significant plane comes first, then the earlier layer. This gives each layer a *number* of
+        planes, which it keeps as one contiguous run, with its present weight rounded onto it (:meth:`Planes.freeze`).
 
-        The dropped planes are gone: ``p``, ``n`` and ``q`` are replaced. Make the optimizer, a DDP wrapper and EMA
-        copies anew after this; old ones raise an error when they are next used.
+        The other planes are gone: ``q`` is None, and ``p`` and ``n`` are new and shorter. Make the optimizer, the DDP
+        wrapper and EMA copies again after this; the old ones raise an error when they are next used.
 
         Args:
             like: a state_dict saved after a freeze, whose numbers of planes are taken, so that it can be loaded next.
@@ -119,14 +118,16 @@ class Budget:
 
         Raises:
             ValueError: if the masks are frozen already, a layer has diverged to NaN or infinity, or ``like`` is of
-                another model, or not frozen.
+                another model, not frozen, or above the target.
         """
         if any(planes.frozen for planes in self.layers.values()):
             raise ValueError("the masks are frozen already; convert a fresh model to search again")
         for name, planes in self.layers.items():
             if not (planes().isfinite().all() and planes.q.isfinite().all()):
                 raise ValueError(f"layer {name} has diverged (NaN or infinity): lower its learning rate")
-        counts = self._counts() if like is None else _counts_in(like, self.layers)
+        counts = self._counts() if like is None else kept_counts(like, self._available())
+        if (size := sum(self.weights[name] * k for name, k in counts.items())) > self._capacity():
+            raise ValueError(f"like keeps {size / self.total:g} bits a weight, above the target {self.target:g}")
         for name, planes in self.layers.items():
             planes.freeze(counts[name])
         return counts
@@ -145,13 +146,16 @@ class Budget:
                 room -= self.weights[name]
         return counts
 
+    def _available(self) -> dict[str, int]:
+        return {name: planes.available for name, planes in self.layers.items()}
+
     def _capacity(self) -> int:
         # Through its decimal text: a target of 0.3 means 3/10, not the float just below it.
         return math.floor(Fraction(repr(self.target)) * sum(self.weights.values()))
 
     def _check_target(self, target: float) -> float:
         low = sum(self.weights[name] * k for name, k in self.floor.items())
-        high = sum(self.weights[name] * planes.available for name, planes in self.layers.items())
+        high = sum(self.weights[name] * planes for name, planes in self._available().items())
         self.target = value = float(target) if isinstance(target, Real) and not isinstance(target, bool) else math.nan
         if not math.isfinite(value) or not low <= self._capacity() or value > high / self.total:
             raise ValueError(
@@ -159,20 +163,3 @@ class Budget:
                 f"{math.ceil(1e4 * low / self.total) / 1e4:g} and {high / self.total:g} bits a weight"
             )
         return value
-
-
-def _floors(layers: Mapping[str, Planes], floor: int | Mapping[str, int]) -> dict[str, int]:
-    patterns = dict(floor) if isinstance(floor, Mapping) else {"*": floor}
-    for pattern, k in patterns.items():
-        most = min(layers[name].available for name in matching("floor", pattern, layers))
-        whole("floor", k, 0, most, hint=f" planes for {pattern!r}")
-    return {name: next((k for p, k in patterns.items() if fnmatch.fnmatch(name, p)), 1) for name in layers}
-
-
-def _counts_in(state: Mapping[str, Tensor], layers: Mapping[str, Planes]) -> dict[str, int]:
-    """How many planes each layer keeps in a state_dict."""
-    keys = {name: f"{name}.csq.mask".lstrip(".") for name in layers}
-    lacking = [key for key in keys.values() if key not in state]
-    if lacking:
-        raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one has no {lacking[0]}")
-    return {name: int((state[key] > 0).sum()) for name, key in keys.items()}

@@ -13,16 +13,14 @@ from typing import Any
 
 import torch
 
-from . import data
-from . import models
-from .train import processes as parallel
-from . import recipes
-from .files import __version__
+from . import data, models, recipes
 from .data.listing import listing
-from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
-from .packed import verify_packed
 from .experiments.pretrained import pack_run
+from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
+from .files import __version__
+from .packed import verify_packed
 from .train import fit
+from .train import processes as parallel
 
 
 def train(args: argparse.Namespace) -> int:

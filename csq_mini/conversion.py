@@ -7,7 +7,6 @@ from planes; :func:`harden` gives a plain torch model again.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +16,7 @@ from .bits import check_planes
 from .check import check_layer, refuse_tied, select
 from .gates import check_temperature
 from .planes import Planes, csq_layers, has_planes, unwrap
-from .scheme import Scheme, harden_planes
+from .scheme import harden_planes
 
 CONVERTIBLE = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

@@ -28,10 +28,10 @@ def parameter_groups(
     float weights       everything else                       ``lr``                         ``weight_decay``
     ==================  ====================================  =============================  ================
 
-    A logit decayed to 0 is a bit that has not decided, so logits never decay. The budget pulls at a mask in proportion
-    to its layer's size; rates in inverse proportion let all layers move at one pace (with equal rates the large ones
-    close before the small ones have moved). A change of a scale changes all weights of its layer, hence its rate, the
-    step-size rule of LSQ (arXiv 1902.08153). Decay pulls clips down (PACT, arXiv 1805.06085).
+    Logits never decay: one that has gone to 0 is a bit that has not decided. The budget pulls at a mask in proportion
+    to its layer's size, so rates in inverse proportion let all layers move at the same pace; with equal rates the large
+    ones close before the small ones have moved. A scale changes all weights of its layer at once, hence its small rate,
+    the step-size rule of LSQ (arXiv 1902.08153). Decay is what pulls clips down (PACT, arXiv 1805.06085).
 
     Args:
         model: converted or float.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .bits import at_least_float32, integer_to_planes, place_values, quantization_scale, round_to_grid, unit_step
-from .check import Retired, check_finite, refuse_old_wrapper
+from .check import Retired, check_finite, other_phase, refuse_old_wrapper
 from .gates import LOGIT, gate
 
 DROPPED, LEARNED, FILLED = 0, 1, 2
@@ -26,9 +26,9 @@ SCALES = [2 ** (-part / 8) for part in range(8)]  # that a freeze tries: eight w
 def gain(beta: float, frozen: bool) -> float:
     """What a step is multiplied by, so that the weight of a new layer is the same at every temperature.
 
-    All logits start at +-0.5, so at a finite temperature an open bit counts f(0.5) - f(-0.5) = tanh(beta / 4), and an
-    open mask f(0.5). Dividing by both keeps the network's function at the start, with batch norm or without. A frozen
-    mask is constant and needs no gain. Continuous sparsification (arXiv 1912.04427) divides likewise.
+    All logits start at +-0.5. At a finite temperature an open bit then counts f(0.5) - f(-0.5) = tanh(beta / 4), and
+    an open mask f(0.5). Dividing by both leaves the network as it was, with or without batch norm. A frozen mask is
+    constant and needs no gain. Continuous sparsification (arXiv 1912.04427) divides likewise.
     """
     open_bit = math.tanh(beta * LOGIT / 2)
     return 1 / open_bit if frozen else (1 + math.exp(-beta * LOGIT)) / open_bit
@@ -37,9 +37,9 @@ def gain(beta: float, frozen: bool) -> float:
 class PlaneSum(torch.autograd.Function):
     """The relaxed weight, flat ``[numel]``, in one pass that stores nothing but its own inputs.
 
-    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without the last factor if ``q`` is None. The sum
-    comes first and in float32 at least: with hard gates it is an integer, and one multiplication makes it a weight.
-    The backward pass computes the gates again, because keeping them would take 64 bytes a weight.
+    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once ``q`` is None. The sum comes
+    first, in float32 at least: with hard gates it is an integer, and one product makes it a weight. The backward pass
+    computes the gates again, because keeping them would take 64 bytes a weight.
     """
 
     @staticmethod
@@ -49,8 +49,8 @@ class PlaneSum(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         p, n, scale, place = at_least_float32(p, n, scale, place)  # [rows, numel] twice, [], [rows]
         with no_autocast(p):
-            worth = place if q is None else place * gate(*at_least_float32(q), beta)
-            parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1))
+            worth = place if q is None else place * gate(at_least_float32(q)[0], beta)
+            parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1)) if p.shape[1] > CHUNK else [(p, n)]
             sums = [torch.mv(gate(a, beta).sub_(gate(b, beta)).t(), worth) for a, b in parts]
             return unit_step(scale, planes) * gain * (torch.cat(sums) if len(sums) > 1 else sums[0])
 
@@ -67,7 +67,7 @@ class PlaneSum(torch.autograd.Function):
         beta, slope, gain = (math.inf, 0.0, 1.0) if ctx.hard else (at[0], *at)
         p, n, scale, place = at_least_float32(p, n, scale, place)
         with no_autocast(p):
-            m = 1.0 if q is None else gate(*at_least_float32(q), beta)
+            m = 1.0 if q is None else gate(at_least_float32(q)[0], beta)
             f, g = gate(p, beta), gate(n, beta)
             worth, unit = place * m, unit_step(gain, ctx.planes)
             inner = torch.mv(f, grad) - torch.mv(g, grad)  # [rows]: the gradient along each plane
@@ -106,12 +106,12 @@ class Planes(nn.Module):
 
     # In this order: whoever copies these parameters one by one into a copy made before the freeze, as averages (EMA)
     # do, then meets p [planes, numel] where the copy has its scale [], which is an error and no silent mistake.
-    q: nn.Parameter | None
+    q: nn.Parameter  # None once frozen
     scale: nn.Parameter
     p: nn.Parameter
     n: nn.Parameter
     beta: Tensor
-    mask: Tensor | None
+    mask: Tensor  # None until the freeze
     place: Tensor
     gain: Tensor
 
@@ -136,12 +136,12 @@ class Planes(nn.Module):
     @property
     def available(self) -> int:
         """Number of planes N there were to choose from."""
-        return len(self.mask if self.q is None else self.q)  # type: ignore[arg-type]
+        return len(self.mask if self.frozen else self.q)
 
     @property
     def open(self) -> Tensor:
         """Which planes are kept at present, bool ``[N]``: 1[q > 0], or as frozen."""
-        return self.mask > DROPPED if self.q is None else self.q.detach() > 0  # type: ignore[operator]
+        return self.mask > DROPPED if self.frozen else self.q.detach() > 0
 
     def forward(self) -> Tensor:
         if self.frozen:
@@ -172,7 +172,7 @@ class Planes(nn.Module):
     def _round(self, weight: Tensor, scale: Tensor, low: int, high: int) -> None:
         """Take a scale, and set every bit logit to +-0.5 so that planes ``low`` to ``high - 1`` hold the weight."""
         self.scale.copy_(scale)
-        step = unit_step(*at_least_float32(self.scale), self.available)
+        step = unit_step(at_least_float32(self.scale)[0], self.available)
         if low < high:
             codes = round_to_grid(weight, step, low, high) // 2**low
             for logits, bits in zip((self.p, self.n), integer_to_planes(codes, high - low)):
@@ -198,18 +198,16 @@ class Planes(nn.Module):
     def freeze(self, count: int) -> None:
         """Keep ``count`` contiguous planes for good, and round the present weight onto them.
 
-        Of all runs of that many planes, each at eight scales within an octave, the one with the least squared
-        rounding error is taken; of equals the most significant run, then the present scale. Planes in it that the
-        search had closed are marked as filled. Every bit logit starts its second annealing at +-0.5, as continuous
-        sparsification (arXiv 1912.04427) rewinds.
+        Every run of that many planes is tried at eight scales within an octave; the least squared rounding error
+        wins, and in a tie the more significant run. Planes in it that the search had closed are marked as filled. All
+        bit logits go back to +-0.5, where the finetune starts, as in continuous sparsification (arXiv 1912.04427).
         """
-        weight, (scale,), q = self(), at_least_float32(self.scale), self.q
-        assert q is not None
-        grids = [(scale * finer, high) for high in range(len(q), count - 1, -1) for finer in SCALES]
-        scale, high = min(grids, key=lambda grid: _error(weight, *grid, count, len(q)))  # of equals the first
-        kept = torch.zeros_like(q, dtype=torch.bool)
-        kept[high - count : high] = True
-        self.mask = torch.where(kept, torch.where(q > 0, LEARNED, FILLED), DROPPED).to(torch.int8)
+        weight, (scale,), planes = self(), at_least_float32(self.scale), self.available
+        grids = [(scale * finer, high) for high in range(planes, count - 1, -1) for finer in SCALES]
+        scale, high = min(grids, key=lambda g: _error(weight, unit_step(g[0], planes), g[1] - count, g[1]))
+        mask = torch.full_like(self.q, DROPPED, dtype=torch.int8)
+        mask[high - count : high] = torch.where(self.q > 0, LEARNED, FILLED)[high - count : high]
+        self.mask = mask
         self._drop(count)
         self._round(weight, scale, high - count, high)
 
@@ -224,23 +222,17 @@ class Planes(nn.Module):
         self._read_state()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        saved_frozen = prefix + "mask" in state_dict
-        if prefix + "p" in state_dict and saved_frozen != self.frozen:
-            way = "call budget.freeze(like=state_dict), then load" if saved_frozen else "load it into a model not frozen"
-            when = ("after", "searches") if saved_frozen else ("before", "is frozen")
-            args[-1].append(f"{prefix[:-1]} was saved {when[0]} budget.freeze(), and this model {when[1]}: {way}")
+        if prefix + "p" in state_dict and self.frozen != (prefix + "mask" in state_dict):
+            args[-1].append(other_phase(prefix[:-1], self.frozen))
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._read_state()
 
 
-def _error(weight: Tensor, scale: Tensor, high: int, count: int, planes: int) -> float:
+def _error(weight: Tensor, step: Tensor, low: int, high: int) -> float:
     """Sum of the squares of what rounding to a grid changes."""
-    step, total = unit_step(scale, planes), 0.0
-    for part in weight.reshape(-1).split(CHUNK):
-        rounded = step * round_to_grid(part, step, high - count, high)
-        total += float((rounded - part).double().square_().sum())
-    return total
+    parts = weight.reshape(-1).split(CHUNK)
+    return sum(float((step * round_to_grid(x, step, low, high) - x).double().square_().sum()) for x in parts)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -10,8 +10,8 @@ from typing import Any
 
 from .activations import check_activation_bits
 from .bits import check_planes
-from .gates import check_temperature
 from .check import number, unknown, whole
+from .gates import check_temperature
 
 
 @dataclass(frozen=True)

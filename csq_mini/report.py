@@ -135,10 +135,8 @@ def report(model: nn.Module) -> Report:
         ValueError: if the model has no quantized layer.
     """
     found = schemes(model)
-    layers = [
-        (name, getattr(layer, "float_class", type(layer)).__name__, tuple(s.codes.shape), s.planes, stored_bits(s.codes))
-        for name, (layer, s) in found.items()
-    ]
+    kinds = {name: getattr(layer, "float_class", type(layer)).__name__ for name, (layer, _) in found.items()}
+    layers = [(k, kinds[k], tuple(s.codes.shape), s.planes, stored_bits(s.codes)) for k, (_, s) in found.items()]
     ours = {f"{name}.weight".lstrip(".") for name in found}
     prefixes = tuple(f"{name}.csq.".lstrip(".") for name in found)
     state = unwrap(model).state_dict()

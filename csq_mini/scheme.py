@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .bits import at_least_float32, planes_to_integer
+from .bits import at_least_float32
 from .planes import FILLED, Planes, unwrap
 
 
@@ -44,17 +44,6 @@ class Integers(NamedTuple):
     step: float  # worth of code 1
     planes: tuple[int, ...]  # kept planes, the least significant first
     shape: torch.Size
-
-
-def read_marks(marks: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The planes kept and those filled among them, least significant first, of a :attr:`Scheme.planes` text."""
-    kept = tuple(b for b, mark in enumerate(marks[::-1]) if mark != ".")
-    return kept, tuple(b for b in kept if marks[::-1][b] == "F")
-
-
-def largest_code(kept: tuple[int, ...]) -> int:
-    """The largest integer that these planes hold, in units of the lowest of them."""
-    return sum(2**b for b in kept) >> min(kept, default=0)
 
 
 @torch.no_grad()

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from .. import models
 from ..activations import activation_bits, quantize_activations
-from ..files import write_whole
-from ..scheme import Integers, Scheme
-from .reproduce import read_state
 from ..check import unknown
+from ..files import write_whole
 from ..packed.format import weight_key
 from ..packed.save import load_packed
 from ..recipes import Recipe
+from ..scheme import Integers, Scheme
+from .reproduce import read_state
 from .rows import Row, read_row
 
 WEIGHTS = Path(__file__).parent / "weights"

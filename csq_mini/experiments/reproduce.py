@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import data as datasets
-from .. import models
-from .. import recipes
-from .machine import commit, hardware, versions
+from .. import models, recipes
 from ..check import unknown
 from ..recipes import Recipe
-from .rows import SCHEMA, Row, default_results, read_row, write_row
 from ..train import Result, evaluate, fit
+from .machine import commit, hardware, versions
+from .rows import SCHEMA, Row, default_results, read_row, write_row
 
 if TYPE_CHECKING:
     import pandas

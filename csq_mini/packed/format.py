@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..report import Report, tabulate
-from ..scheme import Scheme, largest_code, read_marks
+from ..scheme import Scheme
 
 FORMAT = 1
 """Version of the format; a reader refuses a newer one."""
@@ -57,16 +57,19 @@ class PackedLayer:
     @property
     def kept(self) -> tuple[int, ...]:
         """Planes that are not dropped, least significant first."""
-        return read_marks(self.planes)[0]
+        return self._marked("1F")
 
     @property
     def limit(self) -> int:
-        """The largest code that its planes can hold."""
-        return largest_code(self.kept)
+        """The largest code that its planes can hold, in units of the lowest kept."""
+        return sum(2**b for b in self.kept) >> min(self.kept, default=0)
+
+    def _marked(self, marks: str) -> tuple[int, ...]:
+        return tuple(b for b, mark in enumerate(self.planes[::-1]) if mark in marks)
 
     def scheme(self) -> Scheme:
         """Planes, step and integers, as a hardened layer keeps them."""
-        return Scheme(len(self.planes), *read_marks(self.planes), self.step, self.codes())
+        return Scheme(len(self.planes), self.kept, self._marked("F"), self.step, self.codes())
 
     def weight(self) -> Tensor:
         """step * code, equal to the hardened layer's weight in every bit."""

@@ -18,7 +18,17 @@ from typing import Any
 import numpy as np
 
 from .format import (
-    CHUNK, DTYPES, FLOATS, FORMAT, KEY, MAX_HEADER, NO_DIGEST, Packed, PackedFileError, PackedLayer, unpack_bits,
+    CHUNK,
+    DTYPES,
+    FLOATS,
+    FORMAT,
+    KEY,
+    MAX_HEADER,
+    NO_DIGEST,
+    Packed,
+    PackedFileError,
+    PackedLayer,
+    unpack_bits,
     weight_key,
 )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Training: the trainer, `fit`, run folders, several processes."""
 
 from .fit import Result, fit
-from .trainer import Trainer, accuracy, evaluate
+from .judge import accuracy, evaluate
+from .trainer import Trainer
 
 __all__ = ["Result", "Trainer", "accuracy", "evaluate", "fit"]

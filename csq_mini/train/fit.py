@@ -18,8 +18,9 @@ from ..planes import unwrap
 from ..recipes import Recipe
 from ..report import Report, report
 from . import processes as parallel
+from .judge import Loss, Metric, accuracy, evaluate
 from .run_folder import RunFolder, fingerprint
-from .trainer import Loss, Metric, Trainer, accuracy, evaluate
+from .trainer import Trainer
 
 if TYPE_CHECKING:
     import pandas

@@ -21,10 +21,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from . import processes as parallel
 from ..files import write_json, write_whole
 from ..packed.save import save_packed
 from ..planes import unwrap
+from . import processes as parallel
 
 if TYPE_CHECKING:
     from ..data import Data
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ..report import Report
 
 FORMAT = 3
-STATE = {"phase", "step", "history", "loss", "seconds", "images", "model", "optimizer", "rng"}  # of a checkpoint, beside the run
+STATE = {"phase", "step", "history", "loss", "seconds", "images", "model", "optimizer", "rng"}
+"""What a checkpoint holds, beside the run it belongs to."""
 
 
 def get_rng_state() -> dict[str, Any]:
@@ -76,8 +77,9 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | Path, model: str, data: Data, recipe: Recipe, bfloat16: bool = False, tensorboard: bool = False
-    ):
+        self, path: str | Path, model: str, data: Data, recipe: Recipe,
+        bfloat16: bool = False, tensorboard: bool = False,
+    ):  # fmt: skip
         self.path = Path(path)
         self.make_writer = _event_writer() if tensorboard else None
         self.run: dict[str, Any] = {

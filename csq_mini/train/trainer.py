@@ -22,17 +22,8 @@ from ..gates import temperature
 from ..optim import parameter_groups
 from ..recipes import Recipe
 from . import processes as parallel
+from .judge import JUDGE_BATCH, Loss, Metric, accuracy, check_fit, evaluate
 from .run_folder import get_rng_state, set_rng_state
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-Metric = Callable[[Tensor, Tensor], "Tensor | float"]
-
-JUDGE_BATCH = 512  # images a batch where nothing is trained
-
-
-def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share of rows of ``outputs`` ``[batch, classes]`` whose largest entry is the target's."""
-    return (outputs.argmax(1) == targets).float().mean()
 
 
 def rate_at(step: int, steps: int, warmup: float) -> float:
@@ -93,7 +84,7 @@ class Trainer:
         self, model: nn.Module, data: Data, recipe: Recipe, *,
         loss: Loss = F.cross_entropy, metric: Metric = accuracy, bfloat16: bool = False,
     ):  # fmt: skip
-        _check_fit(model, data, loss)
+        check_fit(model, data, loss)
         self.model, self.data, self.recipe = model, data, recipe
         self.loss, self.metric, self.bfloat16 = loss, metric, bfloat16
         self.budget: Budget | None = None
@@ -132,14 +123,10 @@ class Trainer:
         return self.phases[self.progress.phase][1] * self.epoch_steps
 
     @property
-    def steps_before(self) -> int:
-        """Steps of the phases before."""
-        return sum(epochs for _, epochs in self.phases[: self.progress.phase]) * self.epoch_steps
-
-    @property
     def steps_done(self) -> int:
         """Steps taken, over all phases."""
-        return self.steps_before + self.progress.step
+        before = sum(epochs for _, epochs in self.phases[: self.progress.phase])
+        return before * self.epoch_steps + self.progress.step
 
     @property
     def steps_total(self) -> int:
@@ -269,25 +256,3 @@ class Trainer:
             self._prepare()
             self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[union-attr]
         set_rng_state(state["rng"])
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, data: Data, split: str = "test", metric: Metric = accuracy) -> float:
-    """The metric of a model, put into evaluation mode, over a whole split of the data."""
-    model.eval()
-    scores = [(metric(model(x), y), len(y)) for x, y in data.batches(split, JUDGE_BATCH)]
-    return sum(float(score) * count for score, count in scores) / sum(count for _, count in scores)
-
-
-def _check_fit(model: nn.Module, data: Data, loss: Callable[..., Tensor]) -> None:
-    """Refuse, before anything is trained or written, a model that does not take the data's inputs and classes."""
-    x, _ = next(data.batches("valid", 2))
-    try:
-        with torch.no_grad():
-            y = model.eval()(x)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"the model does not take inputs of {data.name}, {list(x.shape)} a batch: {error}") from error
-    classes = data.classes or int(data.train[1].max()) + 1
-    if loss is F.cross_entropy and y.ndim == 2 and classes > y.shape[1]:
-        raise ValueError(f"{data.name} has {classes} classes, the model {y.shape[1]} outputs: "
-                         f"build it with num_classes={classes}")  # fmt: skip
