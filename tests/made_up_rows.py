@@ -2,7 +2,7 @@
 
 import pandas
 
-from csq_mini.experiments.reproduce import plan
+from csq_mini.experiments.plans import plan
 from csq_mini.experiments.rows import SCHEMA, Row
 
 H200, CPU = "NVIDIA H200", None

@@ -19,7 +19,7 @@ def test_source_is_the_installed_code_without_docstrings():
     assert text.startswith("```python\n# csq_mini/bits.py\ndef planes_to_integer(") and text.endswith("```")
     assert "# csq_mini/gates.py\ndef temperature(" in text and '"""' not in text
     code = text.removeprefix("```python\n").removesuffix("```")
-    names = {"Tensor": object, "torch": bits.torch, "math": gates.math, "check_temperature": gates.check_temperature}
+    names = {**vars(bits), **vars(gates)}
     exec(code, names)
     assert names["temperature"](0.5, 1.0, 4.0) == gates.temperature(0.5, 1.0, 4.0)
 

@@ -6,7 +6,7 @@ import pytest
 from made_up_rows import CPU, made_up, table_of
 
 from csq_book.results import PUBLISHED, tables, verdicts
-from csq_mini.experiments.reproduce import METHODS
+from csq_mini.experiments.plans import METHODS
 
 
 @pytest.fixture(scope="module")

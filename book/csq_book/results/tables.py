@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from csq_mini.experiments.reproduce import METHODS, PROFILES, plan
+from csq_mini.experiments.plans import METHODS, PROFILES, plan
 
 from .verdicts import Sample, Verdict, best_rows, judge, sample, select, weight_bits
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csq_mini.check import unknown
-from csq_mini.experiments.reproduce import METHODS, PROFILES
+from csq_mini.experiments.plans import METHODS, PROFILES
 from csq_mini.experiments.rows import Row
 
 from . import PUBLISHED
