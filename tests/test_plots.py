@@ -1,24 +1,18 @@
+from importlib.util import find_spec
+
 import pytest
 from conftest import converted, few_digits, shake
 from torch import nn
 
 import csq_mini as csq
 
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("agg")
-pytest.importorskip("seaborn")
+pytestmark = pytest.mark.skipif(not find_spec("seaborn"), reason="needs the extra notebook")
 
 
 @pytest.fixture(scope="module")
 def result():
     recipe = csq.Recipe(target=3.0, search_epochs=2, finetune_epochs=1, batch_size=64, recalibration_batches=1)
     return csq.fit(csq.models.digits_cnn(), few_digits(), recipe, progress=False)
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    matplotlib.pyplot.close("all")
 
 
 def drawn(figure, tmp_path):
@@ -78,6 +72,8 @@ def test_weights_draws_all_weights_before_and_the_values_after(tmp_path):
 
 
 def test_a_style_does_not_outlive_its_block():
+    import matplotlib
+
     before = matplotlib.rcParams.copy()
     with csq.plots.style() as colors:
         assert len(colors) >= 4 and matplotlib.rcParams["figure.facecolor"] == "white"

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from html import unescape
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,8 +24,8 @@ import csq_mini as csq
 from csq_mini.activations import Levels
 from csq_mini.bits import integer_to_planes, planes_to_integer, round_to_grid
 
-pytest.importorskip("vl_convert", reason='needs pip install -e ".[book]"')
-pytest.importorskip("altair", reason='needs pip install -e ".[notebook]"')
+# Not importorskip, here and in other tests: what takes seconds to import shall not be imported at collection.
+pytestmark = pytest.mark.skipif(not (find_spec("vl_convert") and find_spec("altair")), reason="needs the extra book")
 
 ROOT = Path(__file__).resolve().parents[2]
 every_chart = pytest.mark.parametrize("name", NAMES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from vega_charts import NAMES, chart, signals
 
 from csq_mini.bits import round_to_grid
 
-pytest.importorskip("vl_convert", reason='needs pip install -e ".[book]"')
-pytest.importorskip("altair", reason='needs pip install -e ".[notebook]"')
+# Not importorskip, here and in other tests: what takes seconds to import shall not be imported at collection.
+pytestmark = pytest.mark.skipif(not (find_spec("vl_convert") and find_spec("altair")), reason="needs the extra book")
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,8 +18,9 @@ from torch import nn
 
 import csq_mini as csq
 
-pytest.importorskip("ipywidgets", reason='needs pip install -e ".[notebook]"')
-pytest.importorskip("seaborn", reason='needs pip install -e ".[notebook]"')
+pytestmark = pytest.mark.skipif(
+    not (find_spec("ipywidgets") and find_spec("seaborn")), reason="needs the extra notebook"
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import queue
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ipywidgets", reason='needs pip install -e ".[notebook]"')
-jupyter_client = pytest.importorskip("jupyter_client", reason='needs pip install -e ".[test]"')
-pytest.importorskip("ipykernel", reason='needs pip install -e ".[test]"')
+pytestmark = pytest.mark.skipif(
+    not (find_spec("ipywidgets") and find_spec("ipykernel")), reason="needs the extras notebook and test"
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -76,6 +77,8 @@ class FrontEnd:
 
 @pytest.fixture
 def front_end():
+    import jupyter_client
+
     path = os.pathsep.join([str(ROOT), str(ROOT / "book"), os.environ.get("PYTHONPATH", "")])
     manager = jupyter_client.KernelManager(kernel_name="python3")
     manager.start_kernel(cwd=str(ROOT), env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})

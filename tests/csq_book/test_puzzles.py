@@ -6,7 +6,6 @@ import importlib.util
 import re
 from pathlib import Path
 
-import jupytext
 import pytest
 import torch
 
@@ -30,6 +29,8 @@ def names(chapter, puzzles):
 
 
 def cells(page, tag=None):
+    import jupytext
+
     nb = jupytext.reads(page.read_text("utf8"), fmt={"extension": ".md", "format_name": "myst"})
     return [c.source for c in nb.cells if c.cell_type == "code" and (tag is None or tag in c.metadata.get("tags", []))]
 
