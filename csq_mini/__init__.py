@@ -18,7 +18,7 @@ from .activations import quantize_activations
 from .batchnorm import fold_batch_norm, recalibrate
 from .budget import Budget
 from .conversion import convert, harden, set_temperature
-from .experiments.pretrained import load as pretrained
+from .experiments.pretrained import pretrained
 from .experiments.reproduce import reproduce
 from .files import __version__
 from .gates import gate, temperature
@@ -37,6 +37,8 @@ __all__ = [
     "recalibrate", "recipes", "report", "reproduce", "save_packed", "set_temperature", "temperature",
     "verify_packed",
 ]  # fmt: skip
+
+models.pretrained = pretrained  # type: ignore[attr-defined]  # the older name
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import csq_mini as csq
-from csq_mini.experiments import machine
+from csq_mini.experiments.rows import where
 from csq_mini.files import write_whole
 from csq_mini.planes import FILLED
 
@@ -59,7 +59,7 @@ def record(target, seed):
     exact = trainer.hardened() if trainer.budget else trainer.model
     run = {"target": target, "seed": seed, "accuracy": csq.evaluate(exact, trainer.data),
            "seconds": round(time.perf_counter() - start, 1), "made": datetime.now(UTC).strftime("%Y-%m-%d"),
-           "versions": machine.versions(), "hardware": machine.hardware("cpu"), "commit": machine.commit()}  # fmt: skip
+           **where("cpu")}  # fmt: skip
     if not trainer.budget:
         return run | {"bytes": sum(t.numel() * t.element_size() for t in exact.state_dict().values())}
     return run | described(csq.report(exact)) | (noted(trainer, epochs) if seed == 0 else {})

@@ -1,24 +1,31 @@
-"""Arrays of decoded images, mapped into memory: for sets as large as ImageNet.
+"""Folders of images in ImageNet's layout: decoded once into arrays, then mapped into memory.
 
-``data_scripts/image_folder.py`` writes them (see ``decode.py``); here they are checked and read.
+``data_scripts/image_folder.py`` calls :func:`decode`; :func:`image_folder` checks and reads what it wrote.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
+from ..check import whole
 from . import store
-from .dataset import Data, Split
+from .dataset import Data, Split, stratified_order
+from .fetch import scratch_folder
 from .images import cut
 from .transforms import CropFlip, Normalise
 
-PARTS = ("train", "val")
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation, by channel
+BLOCK = 256  # images decoded ahead of the one being written
 
 
 def image_folder(
@@ -27,87 +34,157 @@ def image_folder(
 ) -> Data:  # fmt: skip
     """Images that ``data_scripts/image_folder.py`` decoded, such as ImageNet's.
 
-    Training sees a random crop, flipped at random, of an image whose shorter side was resized to
-    ``side``; judging sees the centre crop. Images held out for validation come from ``train``,
-    stratified and the same every time; the folder ``val`` is the test set. ImageNet's 1.28 million
-    training images at 256 pixels are 252 GB on disk; none of it is in memory but what the operating
-    system keeps of it.
+    Training sees a random crop, flipped at random; judging sees the centre crop. Images for validation come from
+    ``train``, stratified and the same every time; ``val`` is the test set. ImageNet's training images at 256 pixels
+    take 252 GB on disk, and only what the operating system caches of them takes memory.
 
     Args:
         root: the data root, holding the folder ``<name>-<side>``; None is ``CSQ_DATA``, else ``data``.
         name, side: as given to the script.
         crop: pixels a side that the model sees.
-        valid: training images held out for validation; None is a twentieth, 10 000 at most.
+        valid: training images held out for validation; None is a twentieth, at most 10 000.
         limit: for trials, as in :func:`csq_mini.data.cifar10`.
         resident_gb: what the device may hold, in 10^9 bytes: a larger set is streamed.
 
     Returns:
-        Data with stored inputs ``[images, 3, side, side]`` uint8 and targets ``[images]`` int64;
-        batches are ``[batch, 3, crop, crop]`` float32, normalised by ImageNet's mean and deviation.
+        Data with stored inputs ``[images, 3, side, side]`` uint8 and targets ``[images]`` int64; batches are
+        ``[batch, 3, crop, crop]`` float32, normalised by ImageNet's mean and deviation.
 
     Raises:
-        FileNotFoundError, ValueError: if the arrays are missing, cut or do not fit each other (which
-            one, what to do), or an argument is out of range.
+        FileNotFoundError, ValueError: if the arrays are missing, cut or do not fit each other (which one, what to
+            do), or an argument is out of range.
 
-    Source: He et al. (arXiv 1512.03385), section 3.4, but from one scale rather than many, and judged
-    on one crop rather than ten.
+    Source: He et al. (arXiv 1512.03385), section 3.4, but with one scale and one crop where they use several.
     """
-    if not 1 <= crop <= side:
-        raise ValueError(f"crop must lie in 1..{side}, the side of the images, got {crop!r}")
-    folder = store.root(root) / f"{name}-{side}"
-    found = folder_problems(folder, side)
-    if found:
-        raise _complaint(folder, name, side, found)
-    classes = len(json.loads((folder / "classes.json").read_text()))
-    (x, y), (test_x, test_y) = (_mapped(folder, part) for part in PARTS)
+    crop = whole("crop", crop, 1, side, hint=f": the images have {side} pixels a side")
+    (x, y), (test_x, test_y), classes = _arrays(store.root(root), name, side)
     held_out = max(1, min(10_000, len(y) // 20)) if valid is None else valid
     watched, learned, judged = cut(len(y), len(test_y), held_out, limit)
-    label = folder.name if limit is None else f"{folder.name}[{limit}]"
-    streamed = x.nbytes + test_x.nbytes > resident_gb * 1e9
-    normalise = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop)
-    splits = (x[learned], y[learned]), (x[watched], y[watched]), (test_x[judged], test_y[judged])
-    return Data(label, *splits, CropFlip(crop), normalise, classes, streamed)
+    return Data(
+        f"{name}-{side}" if limit is None else f"{name}-{side}[{limit}]",
+        train=(x[learned], y[learned]),
+        valid=(x[watched], y[watched]),
+        test=(test_x[judged], test_y[judged]),
+        augment=CropFlip(crop), prepare=Normalise(*IMAGENET, crop), classes=classes,
+        streamed=x.nbytes + test_x.nbytes > resident_gb * 1e9,
+    )  # fmt: skip
+
+
+def _arrays(root: Path, name: str, side: int) -> tuple[Split, Split, int]:
+    """Training and test images, and the number of classes; an error says what is wrong with the files."""
+    folder = root / f"{name}-{side}"
+    found = store.folder_problems(folder, side)
+    if found:
+        remedy = f"{store.fetch_command('image_folder', root)} --name {name} --side {side}"
+        raise store.complaint(folder.name, root, found, 1 + len(store.ARRAYS), remedy)
+    train, test = (_mapped(folder, part) for part in store.PARTS)
+    return train, test, len(json.loads((folder / "classes.json").read_text()))
 
 
 def _mapped(folder: Path, part: str) -> Split:
     images = np.load(folder / f"{part}_images.npy", mmap_mode="r")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the memory cannot be written to: nobody does
+        warnings.simplefilter("ignore")  # that the memory is read-only: nobody writes to it
         x = torch.from_numpy(images).permute(0, 3, 1, 2)
     return x, torch.from_numpy(np.load(folder / f"{part}_labels.npy"))
 
 
-def folder_problems(folder: Path, side: int) -> dict[str, str]:
-    """File -> "missing" or what is wrong with it, judged by shapes and sizes: there are no checksums."""
-    found: dict[str, str] = {}
-    arrays: dict[str, Any] = {}
-    for file in ["classes.json", *(f"{part}_{kind}.npy" for part in PARTS for kind in ("images", "labels"))]:
-        path = folder / file
-        try:
-            arrays[file] = json.loads(path.read_text()) if path.suffix == ".json" else np.load(path, mmap_mode="r")
-        except FileNotFoundError:
-            found[file] = "missing"
-        except (ValueError, OSError, EOFError):
-            found[file] = "damaged"
-    return found or _misfits(arrays, side)
+def decode(
+    source: str | Path, root: str | Path | None = None, name: str = "imagefolder", side: int = 256,
+    progress: bool = True,
+) -> str:  # fmt: skip
+    """Decode ``source``/train/<class>/* and ``source``/val/<class>/* into ``<root>/<name>-<side>``; says what it did.
+
+    The shorter side is resized to ``side`` pixels, and the centre square kept. Images are stored in stratified order,
+    so that the first ones serve as a validation set. ``root`` None is ``CSQ_DATA``, else ``data``.
+
+    Raises:
+        FileNotFoundError: if ``train`` or ``val``, or a class of one of them, is missing or empty.
+        ValueError: for an image that cannot be read, naming it, or a bad ``name`` or ``side``.
+        OSError: if the disk is too full. After an error what was there before is unchanged.
+    """
+    side = whole("side", side, 1)
+    if not name or Path(name).name != name:
+        raise ValueError(f"name must be a plain name for a folder, got {name!r}")
+    here = store.root(root)
+    target = here / f"{name}-{side}"
+    if target.exists() and not store.folder_problems(target, side):
+        return f"{target} is there already and whole; to decode again delete it first"
+    files, classes = _files(Path(source).expanduser())
+    _check_space(here, sum(len(paths) for paths, _ in files.values()) * side * side * 3)
+    with scratch_folder(here, name) as scratch:
+        _write_arrays(scratch / "ready", files, classes, side, progress)
+        if target.exists():
+            target.rename(scratch / "old")
+        (scratch / "ready").rename(target)
+    counts = ", ".join(f"{len(labels)} {part} images" for part, (_, labels) in files.items())
+    return f"{counts}, {len(classes)} classes: {target}"
 
 
-def _misfits(arrays: dict[str, Any], side: int) -> dict[str, str]:
-    found, classes = {}, len(arrays["classes.json"])
-    for part in PARTS:
-        images, labels = arrays[f"{part}_images.npy"], arrays[f"{part}_labels.npy"]
-        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
-            found[f"{part}_images.npy"] = f"{list(images.shape)} {images.dtype}, not [images, {side}, {side}, 3] uint8"
-        elif labels.shape != images.shape[:1]:
-            found[f"{part}_labels.npy"] = f"of shape {list(labels.shape)} for {len(images)} images"
-        elif len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-            found[f"{part}_labels.npy"] = f"{labels.min()} to {labels.max()} for {classes} classes"
-    return found
+def _files(source: Path) -> tuple[dict[str, tuple[list[str], np.ndarray]], list[str]]:
+    """Per part the paths and labels in stratified order, and the names of the classes."""
+    from torchvision.datasets.folder import find_classes
+
+    for part in store.PARTS:
+        if not (source / part).is_dir():
+            raise FileNotFoundError(f"no folder {source / part}: {source} must hold train/<class>/ and val/<class>/")
+    classes, numbers = find_classes(source / "train")
+    unknown = sorted({p.name for p in (source / "val").iterdir() if p.is_dir()} - set(classes))
+    if unknown:
+        raise FileNotFoundError(f"{source / 'val'} has classes that {source / 'train'} lacks: {', '.join(unknown)}")
+    return {part: _paths(source / part, numbers) for part in store.PARTS}, classes
 
 
-def _complaint(folder: Path, name: str, side: int, found: dict[str, str]) -> Exception:
-    remedy = f"run: {store.command('image_folder', folder.parent)} --name {name} --side {side}"
-    if not folder.exists():
-        return FileNotFoundError(f"no folder {folder}; {remedy}")
-    kind = FileNotFoundError if set(found.values()) == {"missing"} else ValueError
-    return kind(f"{folder} is not whole: {store.named(found)}; {remedy}")
+def _paths(folder: Path, numbers: dict[str, int]) -> tuple[list[str], np.ndarray]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    pairs = make_dataset(folder, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    labels = torch.tensor([label for _, label in pairs], dtype=torch.int64)
+    found = set(labels.tolist())
+    empty = [name for name, number in numbers.items() if number not in found]
+    if empty:
+        raise FileNotFoundError(f"no image of the classes {', '.join(empty)} in {folder}")
+    order = stratified_order(labels)
+    return [pairs[i][0] for i in order.tolist()], labels[order].numpy()
+
+
+def _check_space(root: Path, needed: int) -> None:
+    there = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        sizes = f"the arrays take {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB free"
+        raise OSError(f"{sizes}: give another --root, or a smaller --side")
+
+
+def _write_arrays(
+    folder: Path, files: dict[str, tuple[list[str], np.ndarray]], classes: list[str], side: int, progress: bool
+) -> None:
+    folder.mkdir()
+    for part, (paths, labels) in files.items():
+        np.save(folder / f"{part}_labels.npy", labels)
+        with open(folder / f"{part}_images.npy", "wb") as file:
+            _write_images(file, paths, side, part, progress)
+    (folder / "classes.json").write_text(json.dumps(classes))
+
+
+def _write_images(file: BinaryIO, paths: Sequence[str], side: int, part: str, progress: bool) -> None:
+    from tqdm.auto import tqdm
+
+    shape = (len(paths), side, side, 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc=part, disable=not progress) as bar:
+        for start in range(0, len(paths), BLOCK):
+            for pixels in pool.map(lambda path: _pixels(path, side), paths[start : start + BLOCK]):
+                file.write(pixels)
+                bar.update()
+
+
+def _pixels(path: str, side: int) -> bytes:
+    from PIL import Image
+    from torchvision.transforms.functional import center_crop, resize
+
+    try:
+        with Image.open(path) as image:
+            return center_crop(resize(image.convert("RGB"), [side]), [side]).tobytes()
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        raise ValueError(f"cannot read {path} ({error}): replace or delete it, then run this again") from None

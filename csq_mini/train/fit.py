@@ -148,7 +148,7 @@ def _finish(trainer: Trainer, folder: RunFolder | None) -> Result:
     import pandas
 
     start = time.perf_counter()
-    model = trainer.hardened() if trainer.budget else parallel.alone(trainer.model)
+    model = trainer.hardened() if trainer.budget else parallel.unsync(trainer.model)
     test = evaluate(model, trainer.data, "test", trainer.metric)
     seconds = sum(entry["seconds"] for entry in trainer.history) + time.perf_counter() - start
     table = report(model) if trainer.budget else None

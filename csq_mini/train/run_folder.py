@@ -62,7 +62,7 @@ class RunFolder:
     """Claims a folder for a run, or reopens the one it is: ``with RunFolder(...) as folder:``.
 
     While it is open no other process can claim the folder. Of several processes that train together
-    (``parallel.py``) only the first writes.
+    (``processes.py``) only the first writes.
 
     Args:
         path: a folder that does not exist, is empty, or holds this very run.

@@ -87,6 +87,7 @@ class Trainer:
         check_fit(model, data, loss)
         self.model, self.data, self.recipe = model, data, recipe
         self.loss, self.metric, self.bfloat16 = loss, metric, bfloat16
+        self.share = parallel.share(min(recipe.batch_size, len(data.train[1])))  # this process's part of a batch
         self.budget: Budget | None = None
         self.phases = [("float", recipe.search_epochs + recipe.finetune_epochs)]
         if recipe.activation_bits is not None:
@@ -150,7 +151,7 @@ class Trainer:
         self._begin()
         r, at, optimizer = self.recipe, self.progress, self.optimizer
         assert optimizer is not None
-        x, y = batch or parallel.share(self.data.training_batch(r.batch_size, r.seed, self.steps_done))
+        x, y = batch or self.data.training_batch(r.batch_size, r.seed, self.steps_done, self.share)
         rate = self.rate(at.step, self.steps, r.warmup_epochs * self.epoch_steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
@@ -229,7 +230,7 @@ class Trainer:
 
     def hardened(self) -> nn.Module:
         """A hardened copy of the model as it is, its batch norm recalibrated as the recipe says."""
-        hard, count = parallel.alone(harden(self.model)), self.recipe.recalibration_batches
+        hard, count = parallel.unsync(harden(self.model)), self.recipe.recalibration_batches
         # Augmented: with statistics of images as they are, a ResNet-20 trained on padded crops lost four points.
         images = islice(self.data.batches("train", JUDGE_BATCH, self.recipe.seed), count)
         return recalibrate(hard, images) if count else hard
