@@ -143,6 +143,18 @@ def test_an_average_made_before_the_freeze_cannot_be_updated_after_it(count, bui
         mean.update_parameters(model)
 
 
+@pytest.mark.parametrize("build", BUILD)
+@pytest.mark.parametrize("count", range(1, 9))
+def test_an_average_of_ones_own_made_before_the_freeze_cannot_be_updated_after_it(build, count):
+    make, _ = BUILD[build]
+    model = converted(make())
+    mean = copy.deepcopy(model)
+    frozen(model, float(count))
+    with pytest.raises(RuntimeError), torch.no_grad():
+        for ours, theirs in zip(mean.parameters(), model.parameters()):
+            ours.mul_(0.9).add_(theirs, alpha=0.1)
+
+
 @pytest.mark.parametrize("use_buffers", [False, True])
 @pytest.mark.parametrize("build", ["a network", "a layer without bias"])
 def test_an_average_made_after_the_freeze_works_and_hardens_to_the_budget(build, use_buffers):

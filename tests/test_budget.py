@@ -97,6 +97,12 @@ def test_ties_go_to_the_more_significant_plane_then_to_the_earlier_layer(target,
     assert list(csq.Budget(model, target, floor=0).freeze().values()) == counts
 
 
+def test_of_equal_logits_the_more_significant_plane_comes_first_whatever_its_layer():
+    model = linears(10, 10)
+    set_masks(model, [[0.5] + [-1.0] * 7, [-1.0] * 7 + [0.5]])
+    assert csq.Budget(model, 0.5, floor=0).freeze() == {"0": 0, "1": 1}
+
+
 def test_planes_are_kept_in_order_of_their_mask_logits():
     model = linears(10, 10)
     set_masks(model, [[1, 2, 3, 4, 5, 6, 7, 8.5], [8, 0.1, 0.2, 0.3, 0.4, 7.5, 0.6, 0.7]])

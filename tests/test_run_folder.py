@@ -137,6 +137,14 @@ def test_a_folder_of_another_run_is_refused_with_the_difference(options, message
     refuse(half, message, **options)
 
 
+def test_a_run_in_bfloat16_is_another_run(tmp_path):
+    for first in (False, True):
+        folder = tmp_path / str(first)
+        with pytest.raises(Stop):
+            run(folder, loss=stop_at(1, F.cross_entropy), bfloat16=first)
+        refuse(folder, f"bfloat16 is {first} there and {not first} here", bfloat16=not first)
+
+
 def test_a_model_with_other_weights_is_another_run(half):
     torch.manual_seed(9)
     refuse(half, "another run", model=conv_net().insert(10, nn.Dropout(0.2)))
