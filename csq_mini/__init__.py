@@ -38,7 +38,7 @@ __all__ = [
     "verify_packed",
 ]  # fmt: skip
 
-models.pretrained = pretrained  # the older name
+models.pretrained = pretrained  # type: ignore[attr-defined]  # the older name
 
 
 def __getattr__(name: str) -> Any:

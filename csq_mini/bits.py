@@ -78,7 +78,7 @@ def round_to_grid(weight: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     if size == 0 or low == high:
         return torch.zeros_like(weight, dtype=torch.int16)
     limit = 2 ** (high - low) - 1
-    return weight.double().div_(size).round_().clamp_(-limit, limit).to(torch.int16) * 2**low
+    return weight.to(torch.float64, copy=True).div_(size).round_().clamp_(-limit, limit).to(torch.int16) * 2**low
 
 
 def quantization_scale(weight: Tensor) -> Tensor:

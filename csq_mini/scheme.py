@@ -58,6 +58,8 @@ def harden_planes(planes: Planes) -> Scheme:
     (scale,) = at_least_float32(planes.scale)
     step0 = float((scale / (2**planes.available - 1)).abs())
     codes = -codes if scale < 0 else codes  # so that the step is above zero
+    if step0 == 0:  # a scale that has vanished: zeros, whatever the bits and the step
+        step0, codes = 1.0, torch.zeros_like(codes)
     return Scheme(planes.available, kept, filled, step0 * 2 ** min(kept, default=0), codes.view(planes.shape))
 
 

@@ -9,8 +9,8 @@ obtained from https://www.image-net.org and unpacked into this layout; at 256 pi
 
 import argparse
 
-from csq_mini.data.decode import decode
 from csq_mini.data.fetch import run
+from csq_mini.data.folders import decode
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,5 +1,6 @@
 """What several test files build on: small networks, small data, and logits as a training leaves them."""
 
+import copy
 import multiprocessing
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import settings
 from torch import nn
 
 import csq_mini as csq
+from csq_mini.bits import float_to_planes, planes_to_integer
 from csq_mini.planes import Planes
 
 torch.set_num_threads(1)
@@ -44,6 +46,38 @@ def conv_net(bias=False):
 
 def mlp():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 10))
+
+
+class Doubled(nn.Linear):
+    """A user's layer with its own constructor and forward."""
+
+    def __init__(self, size, factor, **options):
+        super().__init__(size, size, **options)
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * super().forward(x)
+
+
+class Net(nn.Module):
+    """Deep nesting, containers, a user's subclass and one module under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 8, padding_idx=0)
+        self.blocks = nn.ModuleDict(
+            {"a": nn.ModuleList([nn.Sequential(Doubled(8, 2.0), nn.LayerNorm(8))]), "b": Doubled(8, 0.5)}
+        )
+        self.again = self.blocks["b"]
+        self.conv = nn.Sequential(nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4)))
+        self.free = nn.Parameter(torch.randn(8))
+
+    def forward(self, tokens):
+        x = self.blocks["a"][0](self.embed(tokens)) + self.free
+        return self.conv(self.again(self.blocks["b"](x)))
+
+
+TOKENS = torch.tensor([[1, 0, 5], [10, 3, 3], [0, 7, 2]])
 
 
 def converted(model=None, planes=8):
@@ -85,6 +119,41 @@ def shake(model, seed=0, zeros=0.1):
             logits.copy_(values * (torch.rand(logits.shape, generator=generator) > zeros))
         planes.scale.mul_(0.5 + torch.rand((), generator=generator))
     return model
+
+
+KINDS = {"Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear", "Embedding",
+         "Doubled", "NonDynamicallyQuantizableLinear"}  # fmt: skip
+
+
+def rounded(model, planes=8):
+    """A copy that carries the float weights rounded to N planes: the reference of a conversion."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module).__name__ in KINDS and getattr(module, "weight", None) is not None:
+            scale, positive, negative = float_to_planes(module.weight.detach(), planes)
+            codes = planes_to_integer(positive, negative).view(module.weight.shape)
+            module.weight = nn.Parameter(scale.float() / (2**planes - 1) * codes)
+    return model
+
+
+def small(seed=0):
+    """A network of two layers and batch norm for images of 4x4."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5))
+
+
+def hardened(model, target=2.0, planes=8):
+    """A float model exactly quantized without a training; a target of None keeps all planes."""
+    csq.convert(model, planes)
+    if target is not None:
+        csq.Budget(model, target).freeze()
+    return csq.harden(model).eval()
+
+
+def levels_of(pact):
+    """All values that a PACT may take, lowest first, in float32."""
+    top = 2**pact.bits - 1
+    return torch.arange(top + 1) * (pact.alpha.detach().float() / top)
 
 
 def few_digits(train=128, valid=40, test=50, augment=None):

@@ -162,5 +162,13 @@ def test_the_grid_of_some_planes_holds_the_nearest_multiple_in_range(values, low
     assert torch.equal((weight.double() / step.double() - codes).abs(), nearest)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_rounding_leaves_the_weight_as_it_was(dtype):
+    weight = torch.randn(50).to(dtype)
+    before = weight.clone()
+    round_to_grid(weight, torch.tensor(0.01), 0, 8), float_to_planes(weight, 8)
+    assert torch.equal(weight, before)
+
+
 def test_the_grid_of_a_zero_step_is_zero():
     assert not round_to_grid(torch.ones(3), torch.tensor(0.0), 0, 8).any()

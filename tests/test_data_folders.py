@@ -11,7 +11,7 @@ from archives import tree
 import csq_mini as csq
 from csq_mini import cli
 from csq_mini.activations import PACT
-from csq_mini.data import decode
+from csq_mini.data import folders
 
 pytestmark = pytest.mark.filterwarnings("error")
 MODES = ["RGB", "L", "RGBA", "P", "CMYK", "RGB"]
@@ -44,7 +44,7 @@ def as_bytes(x):
 
 
 def run(animals, **options):
-    return decode.decode(animals, name="animals", side=16, progress=False, **options)
+    return folders.decode(animals, name="animals", side=16, progress=False, **options)
 
 
 def decoded(path, side=16, crop=None):
@@ -60,7 +60,7 @@ def load(**options):
 
 
 def test_a_folder_is_decoded_whole_and_once(animals, tmp_path, monkeypatch):
-    monkeypatch.setattr(decode, "BLOCK", 5)
+    monkeypatch.setattr(folders, "BLOCK", 5)
     assert "18 train images, 9 val images, 3 classes" in run(animals)
     assert [p.name for p in (tmp_path / "sets").iterdir()] == ["animals-16"]
     data = load(crop=16)
@@ -160,7 +160,7 @@ def test_arrays_that_are_not_whole_are_replaced(animals, tmp_path):
 
 
 def test_a_disk_too_full_is_noticed_before_anything_is_decoded(animals, monkeypatch, tmp_path):
-    monkeypatch.setattr(decode.shutil, "disk_usage", lambda path: type("", (), {"free": 27 * 16 * 16 * 3 - 1}))
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: type("", (), {"free": 27 * 16 * 16 * 3 - 1}))
     with pytest.raises(OSError, match="the arrays take 0.0 GB, and .* has 0.0 GB free: give another --root"):
         run(animals)
     assert not (tmp_path / "sets").exists()
@@ -171,7 +171,7 @@ def test_a_disk_too_full_is_noticed_before_anything_is_decoded(animals, monkeypa
                                               ({"name": ""}, "name must be a plain name")])  # fmt: skip
 def test_a_bad_name_or_side_is_refused(options, message, animals):
     with pytest.raises(ValueError, match=message):
-        decode.decode(animals, progress=False, **options)
+        folders.decode(animals, progress=False, **options)
 
 
 @pytest.mark.parametrize("crop", [0, 17])

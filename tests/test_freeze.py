@@ -113,7 +113,9 @@ def test_freezing_twice_is_refused_and_the_masks_stay():
     assert unchanged(model, before)
 
 
-@pytest.mark.parametrize("where, value", [(k, math.nan) for k in ("p", "n", "q", "scale")] + [("q", math.inf), ("scale", -math.inf)])
+@pytest.mark.parametrize("where, value", [
+    ("p", math.nan), ("n", math.nan), ("q", math.nan), ("q", math.inf), ("scale", math.nan), ("scale", -math.inf),
+])  # fmt: skip
 def test_a_diverged_layer_is_refused_by_name_and_not_frozen(where, value):
     model = converted()
     csq.set_temperature(model, 1.0)

@@ -42,7 +42,7 @@ def test_networks_map_images_to_logits(classes):
             assert build(classes)(torch.randn(2, 3, 32, 32)).shape == (2, classes)
 
 
-def test_resnet20_has_the_paper_s_size_and_torchvision_s_names():
+def test_resnet20_has_the_size_of_the_paper_and_the_names_of_torchvision():
     model = csq.models.resnet20()
     sizes = quantizable(model)
     assert sum(sizes.values()) == 270_896 and len(sizes) == 22
@@ -52,7 +52,7 @@ def test_resnet20_has_the_paper_s_size_and_torchvision_s_names():
     assert names == {"conv1", "bn1", "fc"} | blocks | shortcuts
 
 
-def test_resnet20_names_and_shapes_are_torchvision_s_basic_blocks():
+def test_resnet20_has_the_names_and_shapes_of_basic_blocks_in_torchvision():
     from torchvision.models.resnet import BasicBlock, ResNet
 
     class Small(ResNet):
@@ -110,7 +110,7 @@ def test_vgg19bn_is_configuration_e():
     assert [size for size, kind in zip(sizes, kinds) if kind == "P"] == [16, 8, 4, 2, 1]
 
 
-def test_vgg19bn_s_pools_keep_quantized_activations_quantized_up_to_the_classifier():
+def test_the_pools_of_vgg19bn_keep_activations_quantized_up_to_the_classifier():
     model = csq.models.vgg19bn(width=2)
     quantize_activations(model, 3)
     model(torch.randn(4, 3, 32, 32))
@@ -150,7 +150,7 @@ def test_resnet18_converts_as_torchvision_builds_it_and_hardens_exactly():
     assert torch.equal(csq.harden(model)(x), model(x))
 
 
-def test_resnet50_s_blocks_convert_and_harden_exactly():
+def test_the_blocks_of_resnet50_convert_and_harden_exactly():
     model, x = csq.models.resnet50().eval(), torch.randn(2, 3, 32, 32)
     assert len(csq.convert(model.layer1)) == 10  # one stage of four: all of them would take 1.6 GB of logits
     assert torch.equal(csq.harden(model)(x), model(x))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import hardened
 from torch import nn
 
 import csq_mini as csq
@@ -14,12 +15,6 @@ import csq_mini as csq
 onnx = pytest.importorskip("onnx", reason='needs pip install -e ".[export]"')
 ort = pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
 from csq_mini.onnx_export import codes_of  # noqa: E402
-
-
-def hardened(model, target=2.0):
-    csq.convert(model)
-    csq.Budget(model, target).freeze()
-    return csq.harden(model).eval()
 
 
 def run(path, x):
@@ -30,7 +25,7 @@ def run(path, x):
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "resnet.onnx"
-    model = csq.models.pretrained("resnet20-cifar10-2bit")
+    model = csq.pretrained("resnet20-cifar10-2bit")
     return model, path, csq.export_onnx(model, torch.randn(2, 3, 32, 32), path)
 
 
@@ -130,39 +125,3 @@ def test_what_cannot_be_exported_says_why_and_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="not float32"):
         csq.export_onnx(exact, torch.rand(2, 1, 8, 8).double(), tmp_path / "a")
     assert not list(tmp_path.iterdir())
-
-
-# Folding batch norm
-
-
-def test_folding_keeps_the_function_and_reports_its_error():
-    model = csq.models.pretrained("resnet20-cifar10-3bit").train()
-    x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    folded = csq.fold_batch_norm(model, x)
-    assert model.training and len(folded.layers) == 21
-    with torch.no_grad():
-        error = (model.eval()(x) - folded.model(x)).abs().max()
-    assert float(error) == folded.max_error and folded.relative_error < 1e-4 and folded.same_argmax == 1
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.model.modules())
-    assert "21 batch norms" in str(folded)
-    with pytest.raises(ValueError, match="no quantized layer"):
-        csq.integers(folded.model)
-    assert csq.integers(model)
-
-
-def test_folding_leaves_the_codes_with_a_step_a_channel():
-    model = csq.models.pretrained("resnet20-cifar10-2bit")
-    weight = csq.fold_batch_norm(model, torch.randn(2, 3, 32, 32)).model.get_submodule("layer1.0.conv1").weight
-    bn, codes = model.layer1[0].bn1, csq.integers(model)["layer1.0.conv1"]
-    factor = bn.weight / (bn.running_var + bn.eps).sqrt()
-    wanted = codes.codes * (codes.step * factor).view(-1, 1, 1, 1)
-    assert torch.allclose(weight, wanted, rtol=1e-6)
-
-
-def test_folding_refuses_planes_and_nothing_to_fold():
-    model = csq.models.digits_cnn()
-    csq.convert(model)
-    with pytest.raises(ValueError, match="planes"):
-        csq.fold_batch_norm(model, torch.rand(2, 1, 8, 8))
-    with pytest.raises(ValueError, match="no batch norm"):
-        csq.fold_batch_norm(nn.Sequential(nn.Linear(2, 2)), torch.rand(2, 2))

@@ -11,7 +11,7 @@ from torch import nn
 
 import csq_mini as csq
 from csq_mini.bits import place_values
-from csq_mini.planes import CHUNK, PlaneSum, Planes, gain
+from csq_mini.planes import CHUNK, Planes, PlaneSum, gain
 
 BETAS = [0.5, 1.0, 7.0, 50.0, 200.0]
 KEPT = {"search": None, "all": (0, 8), "middle": (2, 6), "top": (7, 8), "none": (8, 8)}
@@ -229,5 +229,5 @@ def test_planes_are_trained_where_the_weight_was(untrained):
     layer.weight.requires_grad_(not untrained)
     for step in (csq.convert, lambda m: csq.Budget(m, 2.0).freeze()):
         step(layer)
-        assert all(p.requires_grad is not untrained for planes in layers_of(layer).values() for p in planes.parameters())
+        assert all(p.requires_grad is not untrained for p in layer.csq.parameters())
     assert csq.harden(layer).weight.requires_grad is not untrained

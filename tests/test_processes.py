@@ -141,6 +141,12 @@ def test_a_synced_batch_norm_on_its_own_computes_what_a_plain_one_does(kind):
         torch.testing.assert_close(synced.state_dict()[key], value)
 
 
+def test_unsync_leaves_other_methods_of_an_instance_alone():
+    norm = nn.BatchNorm1d(3)
+    norm.forward = own = lambda x: x
+    assert unsync(nn.Sequential(norm))[0].forward is own
+
+
 def test_unsync_gives_back_plain_batch_norm_in_copies_too():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm2d(4, affine=False)), nn.Linear(2, 2))
     before = [(type(m), sorted(vars(m))) for m in model.modules()]

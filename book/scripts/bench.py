@@ -27,8 +27,8 @@ from torch.utils.benchmark import Timer
 
 from csq_mini import data, models, recipes
 from csq_mini.data.transforms import CropFlip, Normalise
-from csq_mini.experiments import rows
 from csq_mini.experiments.rows import Row, read_row
+from csq_mini.experiments.rows import where as made_where
 from csq_mini.files import write_json
 from csq_mini.gates import temperature
 from csq_mini.planes import csq_layers
@@ -39,7 +39,7 @@ SEEDS, FOLDS, TARGETS = (0, 1, 2), 5, (1.5, 2.0, 3.0, 4.0, 5.0)
 
 def where() -> dict[str, Any]:
     """Versions and hardware in one dict, as each results file states them."""
-    here = rows.where()
+    here = made_where()
     return {**here["versions"], **here["hardware"]}
 
 

@@ -85,7 +85,7 @@ def complaint(title: str, folder: Path, found: dict[str, str], files: int, remed
 
 
 def folder_problems(folder: Path, side: int) -> dict[str, str]:
-    """File -> "missing" or what is wrong with it, for arrays that ``decode.py`` wrote: they have no checksums."""
+    """File -> "missing" or what is wrong with it, for arrays that ``folders.py`` wrote: they have no checksums."""
     found: dict[str, str] = {}
     arrays: dict[str, Any] = {}
     for file in ["classes.json", *ARRAYS]:

@@ -24,55 +24,37 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One run and what it came to; every field but the dicts is a plain value.
+    """One run and what it came to."""
 
-    Attributes:
-        schema: version of these fields.
-        key: name of the row's file, made from the parameters.
-        method, model, data, target, activation_bits, seed, profile: as given to :func:`csq_mini.reproduce`.
-        search_epochs, finetune_epochs: of the recipe as it was run.
-        start, start_accuracy: file name and SHA-256 of the checkpoint that the run began from, and its accuracy on
-            the test images; None for random weights.
-        accuracy: on the test images, hardened, of the last epoch; a fraction.
-        train_images, test_images: how many there were.
-        paper_bits, stored_bits: a weight, on average; 32 for a float model.
-        bytes: packed integers, steps, and all that stays float; ``original_bytes`` as float32.
-        scheme: layer -> its planes, most significant first, as in :class:`csq_mini.Report`.
-        history_digest: SHA-256 of the history without its times.
-        seconds: wall time of training and judging; ``images_per_second`` the median epoch's.
-        device, hardware, versions, commit: where it was made, see :func:`where`.
-        recipe: every hyper-parameter.
-    """
-
-    schema: int
-    key: str
-    method: str
+    schema: int  # version of these fields
+    key: str  # name of the row's file, made from the parameters
+    method: str  # this and the next six: as given to csq_mini.reproduce
     model: str
     data: str
     target: float | None
     activation_bits: int | None
     seed: int
     profile: str
-    search_epochs: int
+    search_epochs: int  # of the recipe as it was run
     finetune_epochs: int
-    start: str | None
-    start_accuracy: float | None
-    accuracy: float
-    train_images: int
+    start: str | None  # file name and SHA-256 of the checkpoint that the run began from; None for random weights
+    start_accuracy: float | None  # of that checkpoint, on the test images
+    accuracy: float  # on the test images, hardened, of the last epoch; a fraction
+    train_images: int  # how many there were
     test_images: int
-    paper_bits: float
+    paper_bits: float  # a weight, on average; 32 for a float model
     stored_bits: float
-    bytes: int
-    original_bytes: int
-    scheme: dict[str, str]
-    history_digest: str
-    seconds: float
-    images_per_second: float
-    device: str
+    bytes: int  # packed integers, steps, and all that stays float
+    original_bytes: int  # as float32
+    scheme: dict[str, str]  # layer -> its planes, most significant first, as in csq_mini.Report
+    history_digest: str  # SHA-256 of the history without its times
+    seconds: float  # wall time of training and judging
+    images_per_second: float  # of the median epoch
+    device: str  # this and the next three: where it was made
     hardware: dict[str, Any]
     versions: dict[str, str]
     commit: str | None
-    recipe: dict[str, Any]
+    recipe: dict[str, Any]  # every hyper-parameter
 
 
 def load_rows(folder: str | Path) -> pandas.DataFrame:

@@ -152,8 +152,9 @@ class Trainer:
         r, at, optimizer = self.recipe, self.progress, self.optimizer
         assert optimizer is not None
         x, y = batch or self.data.training_batch(r.batch_size, r.seed, self.steps_done, self.share)
+        rate = self.rate(at.step, self.steps, r.warmup_epochs * self.epoch_steps)
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * self.rate(at.step, self.steps, r.warmup_epochs * self.epoch_steps)
+            group["lr"] = group["peak"] * rate
         self.net.train()
         if self.budget:
             set_temperature(self.model, self.beta())
@@ -201,8 +202,7 @@ class Trainer:
 
     def epoch(self) -> dict[str, Any]:
         """Train to the end of the epoch, judge, and return the new entry of the history."""
-        self.step()
-        while self.progress.step % self.epoch_steps:
+        while not self.meter.images or self.progress.step % self.epoch_steps:
             self.step()
         self.meter.settle(self.recipe)
         entry = self._judge()
@@ -246,14 +246,20 @@ class Trainer:
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave, of a trainer made of the same model, data and recipe."""
+        """Go on from what :meth:`state_dict` gave, of a trainer made of the same model, data and recipe.
+
+        Raises:
+            RuntimeError: if this trainer has frozen its masks and that one had not.
+        """
         self.progress, self.history = Progress(state["phase"], state["step"]), list(state["history"])
         self.meter.loss.copy_(state["loss"])
-        self.meter.seconds, self.meter.images = state["seconds"], state["images"]
-        if self.budget and any(key.endswith("csq.mask") for key in state["model"]):
+        self.meter.seconds, self.meter.images, self.meter.since = state["seconds"], state["images"], None
+        if self.budget and not self.budget.frozen and any(key.endswith("csq.mask") for key in state["model"]):
             self.budget.freeze(like=state["model"])
         self.model.load_state_dict(state["model"])
-        if 0 < self.progress.step < self.steps:  # else the next step makes a new one
+        if 0 < self.progress.step < self.steps:
             self._prepare()
             self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[union-attr]
+        else:
+            self.optimizer = None  # the next step makes a new one
         set_rng_state(state["rng"])

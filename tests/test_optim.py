@@ -1,0 +1,94 @@
+"""Parameter groups: which parameter trains at which rate, and which decay."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import conv_net, converted, layers_of, mlp, shake, snapshot, unchanged
+from torch import nn
+
+import csq_mini as csq
+
+
+def groups_by_name(model, **options):
+    return {group["name"]: group for group in csq.parameter_groups(model, 0.1, weight_decay=5e-4, **options)}
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, torch.compile, nn.DataParallel])
+def test_every_parameter_is_in_exactly_one_group(wrap):
+    model = nn.Sequential(conv_net(bias=True), nn.GRU(10, 4))
+    csq.convert(model, skip="0.11")
+    groups = csq.parameter_groups(wrap(model), 0.1)
+    members = [id(p) for group in groups for p in group["params"]]
+    assert len(members) == len(set(members)) and set(members) == {id(p) for p in model.parameters()}
+
+
+def test_groups_have_the_documented_rates_and_decay():
+    model = nn.Sequential(conv_net(bias=True), nn.GRU(10, 4), nn.Linear(30, 20))
+    csq.convert(model, skip="0.11", planes=4)
+    groups, layers = groups_by_name(model), layers_of(model)
+    owner = {id(p): group for group in groups.values() for p in group["params"]}
+    sizes = [planes.shape.numel() for planes in layers.values()]
+    mean = sum(sizes) / len(sizes)
+    assert mean / min(sizes) > 10  # so that the cap on a mask's rate is seen
+    for size, (name, planes) in zip(sizes, layers.items()):
+        assert owner[id(planes.p)]["name"] == owner[id(planes.n)]["name"] == "bit logits"
+        assert owner[id(planes.q)]["lr"] == pytest.approx(0.1 * min(mean / size, 10))
+        assert owner[id(planes.scale)]["lr"] == pytest.approx(0.1 / math.sqrt(size * 15))
+        assert owner[id(model.get_submodule(name).bias)]["name"] == "norms and biases"
+    norms, weights = (groups[name]["params"] for name in ("norms and biases", "float weights"))
+    assert {id(model[0][1].weight), id(model[1].bias_hh_l0)} <= set(map(id, norms))
+    assert set(map(id, weights)) == {id(model[0][11].weight), id(model[1].weight_hh_l0), id(model[1].weight_ih_l0)}
+    assert groups["bit logits"]["lr"] == 1.0
+    assert groups["norms and biases"]["lr"] == groups["float weights"]["lr"] == 0.1
+    assert [name for name, group in groups.items() if group["weight_decay"]] == ["float weights"]
+    assert groups["float weights"]["weight_decay"] == 5e-4
+
+
+def test_the_bit_logits_rate_can_be_set_and_untrained_parameters_stay_out():
+    model = converted(conv_net(bias=True))
+    for p in (model[0].bias, model[3].csq.q):
+        p.requires_grad_(False)
+    groups = groups_by_name(model, logit_lr=0.7)
+    assert groups["bit logits"]["lr"] == 0.7
+    members = {id(p) for group in groups.values() for p in group["params"]}
+    assert members == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_a_float_model_has_the_float_groups():
+    assert sorted(groups_by_name(conv_net())) == ["float weights", "norms and biases"]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_any_optimizer_takes_the_groups_and_logits_do_not_decay(optimizer):
+    model = converted()
+    csq.set_temperature(model, 1.0)
+    step = optimizer(csq.parameter_groups(model, 0.01, weight_decay=0.5))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    before = snapshot(model)
+    step.step()
+    assert unchanged(model, before)  # nothing here decays: all layers are converted, norms and biases exempt
+
+
+def test_after_the_freeze_rates_stay_and_mask_logits_are_gone():
+    model = shake(converted())
+    before = groups_by_name(model)
+    csq.Budget(model, 2.0).freeze()
+    after = groups_by_name(model)
+    assert set(before) - set(after) == {name for name in before if name.startswith("mask logits")} != set()
+    assert all(after[name]["lr"] == before[name]["lr"] for name in after)  # by all N planes, and the layer's size
+    members = [id(p) for group in after.values() for p in group["params"]]
+    assert len(members) == len(set(members)) and set(members) == {id(p) for p in model.parameters()}
+
+
+def test_training_moves_bits_masks_and_scales():
+    model = shake(converted(mlp()))  # no batch norm, which would leave most scales without a gradient
+    budget = csq.Budget(model, 2.0)
+    csq.set_temperature(model, 1.0)
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    optimizer = torch.optim.SGD(csq.parameter_groups(model, 0.1), momentum=0.9)
+    (F.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8)) + budget.penalty()).backward()
+    optimizer.step()
+    assert not [k for k, v in model.named_parameters() if torch.equal(before[k], v)]

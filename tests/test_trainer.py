@@ -1,0 +1,300 @@
+"""Trainer: a step and an epoch at a time, equal to fit to the bit, stopped and continued anywhere."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import converted, few_digits, mlp, same_state
+from torch import nn
+
+import csq_mini as csq
+from csq_mini.planes import csq_layers
+
+RECIPE = csq.Recipe(target=3.0, search_epochs=2, finetune_epochs=2, batch_size=32, recalibration_batches=2)
+RECIPES = {
+    "both": RECIPE, "no search": RECIPE.replace(search_epochs=0), "no finetune": RECIPE.replace(finetune_epochs=0),
+    "float": RECIPE.replace(target=None), "activations": RECIPE.replace(activation_bits=4),
+    "one rate": RECIPE.replace(one_rate=True),
+}  # fmt: skip
+TIMES = ("seconds", "images_per_second")
+
+
+def network():
+    """Batch norm and dropout: all that has a state."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2),
+                         nn.Linear(144, 10))  # fmt: skip
+
+
+def trainer_of(recipe=RECIPE, **options):
+    trainer = csq.Trainer(network(), few_digits(), recipe, **options)
+    torch.manual_seed(recipe.seed)
+    return trainer
+
+
+def timeless(history):
+    return [{k: v for k, v in entry.items() if k not in TIMES} for entry in history]
+
+
+def end_of(trainer):
+    """Train to the end: the weights, and the history without its times."""
+    while len(trainer.history) * trainer.epoch_steps < trainer.steps_total:
+        trainer.epoch()
+    assert trainer.done
+    return trainer.model.state_dict(), timeless(trainer.history)
+
+
+def assert_same_end(a, b):
+    assert same_state(a[0], b[0]) and a[1] == b[1]
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def ended(request):
+    """A trainer that went through in one piece, by its recipe."""
+    trainer = trainer_of(RECIPES[request.param])
+    end_of(trainer)
+    return trainer
+
+
+# Steps and epochs
+
+
+def test_a_training_of_epochs_is_that_of_fit(ended):
+    result = csq.fit(network(), few_digits(), ended.recipe, progress=False)
+    assert timeless(ended.history) == timeless(result.history.to_dict("records"))
+    model = ended.hardened() if ended.budget else ended.model
+    assert same_state(model, result.model)
+
+
+def test_steps_alone_train_what_epochs_train(ended):
+    trainer = trainer_of(ended.recipe)
+    for step in range(trainer.steps_total):
+        assert not trainer.done and trainer.steps_done == step
+        trainer.step()
+    assert trainer.done and trainer.history == []
+    if trainer.recipe.finetune_epochs or not trainer.budget:  # else the freeze comes after the last epoch
+        assert same_state(trainer.model, ended.model)
+
+
+def test_a_training_says_where_it_stands():
+    trainer, seen = trainer_of(), []
+    trainer.on_step = lambda: seen.append((trainer.phase, trainer.progress.step, trainer.steps_done))
+    assert (trainer.phase, trainer.steps_done, trainer.done) == ("search", 0, False)
+    assert (trainer.epoch_steps, trainer.steps, trainer.steps_total) == (4, 8, 16)
+    end_of(trainer)
+    assert seen == [("search", k, k) for k in range(1, 9)] + [("finetune", k, k + 8) for k in range(1, 9)]
+    with pytest.raises(ValueError, match=r"training is done: trainer.hardened\(\)"):
+        trainer.step()
+    with pytest.raises(ValueError, match="training is done"):
+        trainer.epoch()
+
+
+def test_each_epoch_is_told_once_with_its_entry_of_the_history():
+    trainer, told = trainer_of(), []
+    trainer.on_epoch = lambda entry: told.append((entry, trainer.steps_done, len(trainer.history)))
+    returned = [trainer.epoch() for _ in range(4)]
+    assert [entry for entry, *_ in told] == returned == trainer.history
+    assert [rest for _, *rest in told] == [[4, 1], [8, 2], [12, 3], [16, 4]]
+    assert [entry["phase"] for entry in returned] == ["search", "search", "finetune", "finetune"]
+
+
+def test_an_epoch_begun_by_steps_is_ended_by_epoch_and_counted_once(ended):
+    for by_hand in (1, 3, 4):
+        trainer = trainer_of(ended.recipe)
+        for _ in range(by_hand):
+            trainer.step()
+        assert_same_end(end_of(trainer), (ended.model.state_dict(), timeless(ended.history)))
+
+
+def test_a_step_returns_its_loss_without_the_penalty_and_the_history_their_mean_with_it():
+    trainer, losses, totals = trainer_of(), [], []
+    for _ in range(4):
+        x, y = few_digits().training_batch(32, 0, trainer.steps_done)
+        twin, rng = copy.deepcopy(trainer.model).train(), torch.get_rng_state()
+        csq.set_temperature(twin, trainer.beta())
+        expected = F.cross_entropy(twin(x), y)
+        penalty = csq.Budget(twin, 3.0, trainer.recipe.strength).penalty()
+        torch.set_rng_state(rng)
+        losses.append(trainer.step())
+        assert torch.equal(losses[-1], expected.detach()) and losses[-1].shape == ()
+        totals.append(float((expected + penalty).detach()))
+    entry = trainer.epoch()  # all its steps are taken: it is judged
+    assert trainer.steps_done == 4 and entry["loss"] == pytest.approx(sum(totals) / 4, rel=1e-5)
+
+
+def test_batches_of_ones_own_can_be_given():
+    data, trainer, own = few_digits(), trainer_of(), trainer_of()
+    x, y = data.train
+    for step in range(8):
+        torch.manual_seed(step)
+        trainer.step()
+        torch.manual_seed(step)
+        own.step(data.training_batch(32, 0, step))
+    assert same_state(own.model, trainer.model)
+    before = copy.deepcopy(own.model.state_dict())
+    own.step((x[:5], y[:5]))  # of another size, in the finetune
+    assert own.phase == "finetune" and not same_state(own.model.state_dict(), before)
+
+
+def test_the_model_is_trained_in_place():
+    model = network()
+    trainer = csq.Trainer(model, few_digits(), RECIPE)
+    assert trainer.model is model and set(csq_layers(model)) == {"0", "5"}
+    before = model[0].weight.detach().clone()
+    trainer.epoch()
+    assert not torch.equal(model[0].weight, before)
+    hard = trainer.hardened()
+    assert csq.integers(hard) and csq_layers(model) and not torch.equal(hard[1].running_mean, model[1].running_mean)
+
+
+# What can be steered
+
+
+def test_a_temperature_can_be_held_and_let_go():
+    trainer = trainer_of()
+    betas = []
+    trainer.on_step = lambda: betas.append(float(trainer.model[0].csq.beta))
+    for held in (None, 7.0, 7.0, None):
+        trainer.temperature = held
+        trainer.step()
+    expected = [csq.temperature(step / 8) for step in range(4)]
+    assert betas == pytest.approx([expected[0], 7.0, 7.0, expected[3]])
+
+
+def test_a_new_target_is_steered_to_and_kept_by_the_freeze():
+    trainer = trainer_of()
+    trainer.epoch()
+    masks = trainer.model[0].csq.q.detach().clone()
+    trainer.retarget(1.5)
+    assert torch.equal(trainer.model[0].csq.q, masks) and trainer.budget.target == 1.5
+    end_of(trainer)
+    assert csq.report(trainer.hardened()).total.paper_bits <= 1.5
+    with pytest.raises(ValueError, match="frozen, and with them the precision"):
+        trainer.retarget(4.0)
+    fresh = trainer_of()
+    with pytest.raises(ValueError, match="9 cannot be reached"):
+        fresh.retarget(9)
+    assert fresh.budget.target == 3.0
+
+
+def test_rates_go_by_a_function_of_ones_own():
+    trainer, asked = trainer_of(), []
+    trainer.rate = lambda step, steps, warmup: asked.append((step, steps, warmup)) or 0.25
+    trainer.step()
+    assert asked == [(0, 8, 4.0)]
+    assert all(group["lr"] == 0.25 * group["peak"] for group in trainer.optimizer.param_groups)
+    peaks = {group["name"]: group["peak"] for group in trainer.optimizer.param_groups}
+    assert peaks["bit logits"] == 1.0 and peaks["norms and biases"] == 0.1
+
+
+def test_one_rate_gives_every_parameter_the_same():
+    trainer, seen = trainer_of(RECIPES["one rate"]), []
+    trainer.on_step = lambda: seen.append({group["lr"] for group in trainer.optimizer.param_groups})
+    end_of(trainer)
+    assert len(seen) == 16 and all(len(rates) == 1 for rates in seen) and max(map(max, seen)) <= RECIPE.lr
+
+
+def test_bfloat16_changes_the_steps_and_not_the_judgement():
+    wide, half = trainer_of(), trainer_of(bfloat16=True)
+    kinds = []
+    half.model[5].register_forward_hook(lambda module, inputs, output: kinds.append((module.training, output.dtype)))
+    assert float(half.step()) == pytest.approx(float(wide.step()), rel=0.05)
+    half.epoch()
+    assert set(kinds) == {(True, torch.bfloat16), (False, torch.float32)}
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+
+
+# States
+
+
+def through_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+
+def states_of(trainer):
+    """The state at the start, after each step, and after each epoch is judged, with the step it belongs to."""
+    states = [(0, through_file(trainer.state_dict()))]
+    trainer.on_step = lambda: states.append((trainer.steps_done, through_file(trainer.state_dict())))
+    trainer.on_epoch = lambda entry: states.append((trainer.steps_done, through_file(trainer.state_dict())))
+    end_of(trainer)
+    return states
+
+
+def test_a_training_goes_on_bit_identically_from_every_state(ended):
+    end = ended.model.state_dict(), timeless(ended.history)
+    for step, state in states_of(trainer_of(ended.recipe)):
+        fresh = csq.Trainer(network(), few_digits(), ended.recipe)
+        torch.manual_seed(99)
+        fresh.load_state_dict(state)
+        assert fresh.steps_done == step
+        assert_same_end(end_of(fresh), end)
+
+
+def test_a_trainer_goes_back_to_an_earlier_state_of_its_phase(ended):
+    trainer = trainer_of(ended.recipe)
+    states = [(trainer.phase, state) for _, state in states_of(trainer)]
+    end = trainer.model.state_dict(), timeless(trainer.history)
+    assert_same_end((ended.model.state_dict(), timeless(ended.history)), end)
+    end = copy.deepcopy(end)
+    frozen = [s for _, s in states if any("csq.mask" in key for key in s["model"]) or not trainer.budget]
+    for state in frozen[:: max(len(frozen) // 4, 1)]:
+        trainer.on_step = trainer.on_epoch = None
+        trainer.load_state_dict(state)
+        assert_same_end(end_of(trainer), end)
+
+
+def test_a_frozen_trainer_does_not_go_back_to_the_search():
+    trainer = trainer_of()
+    state = through_file(trainer.state_dict())
+    end_of(trainer)
+    with pytest.raises(RuntimeError, match="saved before budget.freeze"):
+        trainer.load_state_dict(state)
+
+
+# Refusals, and what a step may not do
+
+
+@pytest.mark.parametrize("recipe, message", [
+    ({"target": 0.5}, "0.5 cannot be reached.*between 1 and 8"), ({"skip": ("nothing",)}, "matches no layer"),
+    ({"floor": 9}, "floor.*9"),
+])  # fmt: skip
+def test_a_recipe_that_does_not_fit_is_refused(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        csq.Trainer(network(), few_digits(), RECIPE.replace(**recipe))
+
+
+def test_a_converted_model_is_refused():
+    with pytest.raises(ValueError, match="converted already"):
+        csq.Trainer(converted(mlp()), few_digits(), RECIPE)
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_the_rates_to_lower():
+    trainer = trainer_of(loss=lambda outputs, targets: outputs.sum() * float("nan"))
+    with pytest.raises(ValueError, match=r"loss became nan: .*lower lr \(0.1\) or logit_lr"):
+        trainer.epoch()
+
+
+class NoWaiting(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails where a value of a tensor is asked for, for which a GPU would have to finish first."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "unique", "masked_select")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in func.__name__ for name in self.WAITS), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["both", "float", "activations"])
+def test_no_training_step_but_the_freeze_waits_for_the_device(name):
+    trainer = trainer_of(RECIPES[name])
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        float(torch.ones(()))
+    while not trainer.done:
+        if trainer.budget and trainer.steps_done == 8:
+            trainer.step()  # the freeze
+        with NoWaiting():
+            trainer.step()
