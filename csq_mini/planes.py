@@ -47,11 +47,12 @@ class PlaneSum(torch.autograd.Function):
         p: Tensor, n: Tensor, q: Tensor | None, scale: Tensor, place: Tensor,
         beta: Tensor | float, gain: Tensor | float, planes: int,
     ) -> Tensor:  # fmt: skip
-        p, n, scale, place = at_least_float32(p, n, scale, place)  # [rows, numel] twice, [], [rows]
+        scale, place = at_least_float32(scale, place)  # [], [rows]
         with no_autocast(p):
             worth = place if q is None else place * gate(at_least_float32(q)[0], beta)
             parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1)) if p.shape[1] > CHUNK else [(p, n)]
-            sums = [torch.mv(gate(a, beta).sub_(gate(b, beta)).t(), worth) for a, b in parts]
+            wide = (at_least_float32(*part) for part in parts)  # [rows, CHUNK] twice
+            sums = [torch.mv(gate(a, beta).sub_(gate(b, beta)).t(), worth) for a, b in wide]
             return unit_step(scale, planes) * gain * (torch.cat(sums) if len(sums) > 1 else sums[0])
 
     @staticmethod
@@ -209,9 +210,9 @@ class Planes(nn.Module):
         """Have ``count`` rows in place of all planes. The old tensors give their memory back."""
         for name in ("q", "p", "n"):
             old = getattr(self, name)
-            rows = old.new_empty((count, *old.shape[1:]))
-            setattr(self, name, None if name == "q" else nn.Parameter(rows, old.requires_grad))
-            old.data, old.grad = old.new_empty(0), None
+            shape = (count, *old.shape[1:])
+            old.data, old.grad = old.new_empty(0), None  # first, so that old and new are never there at once
+            setattr(self, name, None if name == "q" else nn.Parameter(old.new_empty(shape), old.requires_grad))
             old.__class__ = Retired
         self._read_state()
 
