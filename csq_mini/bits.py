@@ -36,11 +36,7 @@ def place_values(planes: int, like: Tensor | None = None) -> Tensor:
 def integer_to_planes(codes: Tensor, planes: int) -> tuple[Tensor, Tensor]:
     """Split integer codes (any shape and integer dtype) into the bits of their positive and negative parts.
 
-    Returns:
-        P and N, bool, both ``[planes, numel]``, least significant plane first. No weight has a bit in both.
-
-    Raises:
-        ValueError: if a code does not lie in +-(2^planes - 1).
+    Returns P and N, bool, both ``[planes, numel]``, least significant plane first; no weight has a bit in both.
     """
     check_planes(planes)
     flat, most = codes.reshape(-1), 2**planes - 1
@@ -62,17 +58,10 @@ def planes_to_integer(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def round_to_grid(weight: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """The codes nearest to ``weight / step`` that planes ``low`` to ``high - 1`` can hold; halves go to even.
+    """The codes nearest to ``weight / step`` (any shape) that planes ``low`` to ``high - 1`` can hold, as int16.
 
     These planes hold the multiples of 2^low up to 2^high - 2^low in size; no plane at all (``low == high``) leaves
-    zero. Computed in float64, so that no error but the rounding itself is made.
-
-    Args:
-        weight: any shape.
-        step: 0-dim, the worth of plane 0. A step of 0 gives codes of 0.
-
-    Returns:
-        int16 codes of the shape of ``weight``.
+    zero. ``step`` is 0-dim, the worth of plane 0. Halves go to even, and nothing but the rounding itself is lost.
     """
     size = step.double() * 2**low
     if size == 0 or low == high:
@@ -96,14 +85,10 @@ def unit_step(scale: Any, planes: int) -> Any:
 
 
 def float_to_planes(weight: Tensor, planes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Round a float weight (any shape) to N planes.
+    """Round a float weight (any shape) to N planes; ValueError if it is infinite or not a number.
 
-    Returns:
-        scale (0-dim, float32 at least), P and N (bool, ``[planes, numel]``), such that
-        weight = scale / (2^N - 1) * sum_b 2^b (P_b - N_b) within half a step.
-
-    Raises:
-        ValueError: if ``planes`` is not in 1..8, or a weight is infinite or not a number.
+    Returns scale (0-dim, float32 at least), P and N (bool, ``[planes, numel]``), such that
+    weight = scale / (2^N - 1) * sum_b 2^b (P_b - N_b) within half a step.
     """
     check_planes(planes)
     check_finite(weight)

@@ -125,12 +125,9 @@ def _convert_layer(module: Any, planes: int) -> None:
 
 
 def set_temperature(model: nn.Module, beta: float) -> None:
-    """Set the temperature of every converted layer; ``math.inf`` makes every gate exactly 1[x > 0].
+    """Set the temperature of every converted layer, above zero; ``math.inf`` makes every gate exactly 1[x > 0].
 
-    Works on the model itself and on DDP and compiled wrappers, which are not compiled anew as it moves.
-
-    Raises:
-        ValueError: if ``beta`` is not a number above zero, or nothing is converted.
+    Works on DDP and compiled wrappers too, which are not compiled anew as it moves.
     """
     beta = check_temperature(beta)
     for planes in csq_layers(model).values():
@@ -141,15 +138,9 @@ def harden(model: nn.Module) -> nn.Module:
     """A new plain torch model with every gate hard: exactly quantized weights, no planes.
 
     Its outputs equal those of the source at temperature infinity, bit for bit. The source stays as it is, so a model
-    can be judged hard in the middle of its training. Batch-norm statistics come along as they are; see
-    :func:`csq_mini.recalibrate`.
-
-    Returns:
-        A copy in which each converted layer is of its original class again, ``weight`` a parameter, and
-        ``layer.csq`` its :class:`~csq_mini.scheme.Scheme`. Wrappers (DDP, torch.compile) are removed.
-
-    Raises:
-        ValueError: if no layer is converted.
+    can be judged hard in the middle of its training; see :func:`csq_mini.recalibrate` for its batch norm. In the copy
+    each converted layer is of its original class again, ``weight`` a parameter, and ``layer.csq`` its
+    :class:`~csq_mini.scheme.Scheme`. Wrappers (DDP, torch.compile) are removed.
     """
     layers = csq_layers(model)
     # deepcopy finds the planes in its memo and leaves them out: they are 16 times the weights.

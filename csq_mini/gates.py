@@ -1,8 +1,7 @@
 """The gate that turns a logit into a bit, and the temperature that hardens it.
 
-A bit is 0 or 1 and has no gradient. CSQ trains a real number in its place, a *logit* x, and reads the bit through
-sigmoid(beta x). The temperature beta grows until the sigmoid is a step. (It is really an inverse temperature, but
-we keep the papers' word: a larger beta is a harder gate.)
+A bit has no gradient, so CSQ trains a real number in its place, a *logit* x, and reads the bit as sigmoid(beta x). The
+temperature beta grows until the sigmoid is a step. (An inverse temperature, really: a larger beta is a harder gate.)
 Source: CSQ (arXiv 2212.02770), section 3; the gate is that of continuous sparsification (arXiv 1912.04427).
 """
 
@@ -33,11 +32,7 @@ def gate(x: Tensor, beta: float | Tensor) -> Tensor:
 
 
 def temperature(t: float, start: float = 1.0, end: float = 200.0) -> float:
-    """The exponential schedule start * (end / start) ** t, where ``t`` in [0, 1] is the progress step / steps.
-
-    Raises:
-        ValueError: if ``t`` lies outside [0, 1], or a temperature is not finite and above zero.
-    """
+    """The exponential schedule start * (end / start) ** t, where ``t`` in [0, 1] is the progress step / steps."""
     number("progress t", t, 0, 1, hint=": pass step / total_steps")
     for name, value in (("start", start), ("end", end)):
         if math.isinf(check_temperature(value)):
@@ -52,8 +47,6 @@ def check_temperature(beta: float) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not (1e-6 <= value <= 1e6 or value == math.inf):  # also false for nan
-        raise ValueError(
-            f"a temperature must be a number above 0 (from 1e-6 to 1e6), got {beta!r}: "
-            "use 1.0 for the softest usual gate and math.inf for the hard one"
-        )
+        raise ValueError(f"a temperature must be a number above 0 (from 1e-6 to 1e6), got {beta!r}: "
+                         "use 1.0 for the softest usual gate and math.inf for the hard one")  # fmt: skip
     return value

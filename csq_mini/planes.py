@@ -90,7 +90,7 @@ def no_autocast(t: Tensor) -> AbstractContextManager[Any]:
 
 
 class Planes(nn.Module):
-    """The planes of one weight. Calling it gives the weight at the present temperature, in the weight's shape.
+    """The planes of one weight. Calling it gives the weight at the present temperature, or with every gate hard.
 
     Until the freeze all N planes are there, and mask logits choose among them. From the freeze on the choice is a
     constant: ``q`` is gone, and ``p`` and ``n`` hold the planes kept and no others.
@@ -144,18 +144,12 @@ class Planes(nn.Module):
         """Which planes are kept at present, bool ``[N]``: 1[q > 0], or as frozen."""
         return self.mask > DROPPED if self.frozen else self.q.detach() > 0
 
-    def forward(self) -> Tensor:
+    def forward(self, hard: bool = False) -> Tensor:
         if self.frozen:
             refuse_old_wrapper(self.p)
-        return self._at(*((math.inf, 1.0) if self.hard else (self.beta, self.gain)))
-
-    def _at(self, beta: Tensor | float, gain: Tensor | float) -> Tensor:
-        flat = PlaneSum.apply(self.p, self.n, self.q, self.scale, self.place, beta, gain, self.available)
+        at = (math.inf, 1.0) if hard or self.hard else (self.beta, self.gain)
+        flat = PlaneSum.apply(self.p, self.n, self.q, self.scale, self.place, *at, self.available)
         return flat.view(self.shape).to(self.scale.dtype)
-
-    def hard_weight(self) -> Tensor:
-        """The weight with every gate hard, whatever the temperature."""
-        return self._at(math.inf, 1.0)
 
     def set_beta(self, beta: float) -> None:
         """Set the temperature, above zero; ``math.inf`` makes every gate hard."""

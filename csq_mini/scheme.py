@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .bits import at_least_float32
+from .bits import at_least_float32, planes_to_integer, unit_step
 from .planes import FILLED, Planes, unwrap
 
 
@@ -51,12 +51,11 @@ def harden_planes(planes: Planes) -> Scheme:
     """What the planes of a layer stand for with every gate hard: 1[x > 0]."""
     kept = tuple(planes.open.nonzero().flatten().tolist())
     filled = () if planes.mask is None else tuple((planes.mask == FILLED).nonzero().flatten().tolist())
-    rows = list(kept) if planes.mask is None else list(range(len(kept)))  # of p and n
-    codes = torch.zeros(planes.shape.numel(), dtype=torch.int16, device=planes.p.device)
-    for b, row in zip(kept, rows):
-        codes += ((planes.p[row] > 0).short() - (planes.n[row] > 0).short()) * 2 ** (b - kept[0])
+    # Once frozen, p and n begin with the lowest plane kept; until then they have all planes.
+    rows, low = (True, 0) if planes.frozen else (planes.open.view(-1, 1), min(kept, default=0))
+    codes = planes_to_integer((planes.p > 0) & rows, (planes.n > 0) & rows) >> low
     (scale,) = at_least_float32(planes.scale)
-    step0 = float((scale / (2**planes.available - 1)).abs())
+    step0 = float(unit_step(scale, planes.available).abs())
     codes = -codes if scale < 0 else codes  # so that the step is above zero
     if step0 == 0:  # a scale that has vanished: zeros, whatever the bits and the step
         step0, codes = 1.0, torch.zeros_like(codes)
@@ -66,8 +65,7 @@ def harden_planes(planes: Planes) -> Scheme:
 def schemes(model: nn.Module) -> dict[str, tuple[nn.Module, Scheme]]:
     """Quantized layers of a hardened model, or of a converted one as it is at present: name -> (layer, scheme).
 
-    Raises:
-        ValueError: if there is none, or the weight of a hardened layer has been changed since.
+    ValueError if there is none, or the weight of a hardened layer has been changed since.
     """
     found: dict[str, tuple[nn.Module, Scheme]] = {}
     for name, module in unwrap(model).named_modules():
@@ -87,11 +85,7 @@ def schemes(model: nn.Module) -> dict[str, tuple[nn.Module, Scheme]]:
 def integers(model: nn.Module) -> dict[str, Integers]:
     """The integers behind each quantized weight of a hardened (or converted) model.
 
-    Returns:
-        name -> :class:`Integers` ``(codes, step, planes, shape)``; float32(step) * codes equals the hard weight by
-        torch.equal.
-
-    Raises:
-        ValueError: if nothing is quantized, or a hardened weight has been changed since.
+    Returns name -> :class:`Integers`; float32(step) * codes equals the hard weight by torch.equal. ValueError if nothing
+    is quantized, or a hardened weight has been changed since.
     """
     return {name: Integers(s.codes, s.step, s.kept, s.codes.shape) for name, (_, s) in schemes(model).items()}

@@ -58,7 +58,7 @@ def test_a_layer_keeps_the_planes_and_the_scale_onto_which_its_weight_rounds_bes
             errors[part] = min(float((w - weight).double().square().sum()) for w in rounded)
         planes.freeze(count)
         assert planes.open.sum() == count
-        found = float((planes.hard_weight().detach() - weight).double().square().sum())
+        found = float((planes(hard=True).detach() - weight).double().square().sum())
         assert found == pytest.approx(min(errors.values()), rel=1e-6)
         better.append(found < errors[0])
     assert any(better)  # than the present scale alone allows

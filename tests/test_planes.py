@@ -124,7 +124,7 @@ def test_at_infinity_the_weight_is_one_product_of_step_and_integer(seed, frozen)
     expected = (layer.csq.scale / 255) * codes_of(layer.csq).float()
     assert torch.equal(layer.weight.flatten(), expected)
     csq.set_temperature(layer, 2.0)
-    assert torch.equal(layer.csq.hard_weight().flatten(), expected)
+    assert torch.equal(layer.csq(hard=True).flatten(), expected)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -74,8 +74,9 @@ def test_weights_draws_all_weights_before_and_the_values_after(tmp_path):
 def test_a_style_does_not_outlive_its_block():
     import matplotlib
 
-    before = matplotlib.rcParams.copy()
-    with csq.plots.style() as colors:
+    matplotlib.use("agg")  # else the first figure chooses, which changes rcParams too
+    plots, before = csq.plots, matplotlib.rcParams.copy()
+    with plots.style() as colors:
         assert len(colors) >= 4 and matplotlib.rcParams["figure.facecolor"] == "white"
     assert matplotlib.rcParams == before
 

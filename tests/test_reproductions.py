@@ -240,11 +240,12 @@ def test_a_killed_papermill_run_goes_on_and_a_done_one_is_skipped(digits_page, m
     run = digits_page / "runs/digits_cnn-digits-csq-w3-smoke-6epochs-seed0"
     process = reproduce.start(name, page, values, 1)
     wait_for(lambda: (run / "checkpoint.pt").exists() or process.poll() is not None)
+    assert process.poll() is None, (digits_page / f"runs/reproductions/{name}.log").read_text()
     kernels = psutil.Process(process.pid).children()
     process.kill()
     for kernel in kernels:  # it would end by itself within a second, perhaps with the run
         kernel.kill()
-    assert process.wait() < 0, (digits_page / f"runs/reproductions/{name}.log").read_text()
+    assert process.wait() < 0
     done = (run / "history.jsonl").read_text().splitlines()
     assert len(done) < 6 and not (digits_page / "book").exists()
 

@@ -181,8 +181,8 @@ def test_budget_and_temperature_change_while_it_trains(lab):
     assert until(lambda: steps(lab) > before + 2)
     lab.pause()
     assert lab.wait(PATIENCE)
-    assert lab.trainer.budget.target == 5 and not lab.widgets["schedule"].value
-    assert float(next(iter(lab.trainer.budget.layers.values())).beta) == pytest.approx(7)
+    assert lab.budget.target == 5 and not lab.widgets["schedule"].value
+    assert float(next(iter(lab.budget.layers.values())).beta) == pytest.approx(7)
     lab.widgets["schedule"].value = True
     lab.run(1)
     assert lab.widgets["beta"].value == pytest.approx(lab.trainer.beta()) != 7
@@ -202,16 +202,16 @@ def test_the_schedule_stays_while_it_trains(lab):
 
 def test_a_new_budget_leaves_the_masks_and_turns_the_sign(lab):
     lab.run(1)
-    layers, optimizer = lab.trainer.budget.layers, lab.trainer.optimizer
+    layers, optimizer = lab.budget.layers, lab.trainer.optimizer
     q = next(iter(layers.values())).q
     lab.change(target=2)
-    high = lab.trainer.budget.penalty()
+    high = lab.budget.penalty()
     logits = q.detach().clone()
     with torch.no_grad():
         for planes in layers.values():
             planes.q[:5] = -0.5
     lab.change(target=6)
-    assert high > 0 > lab.trainer.budget.penalty()
+    assert high > 0 > lab.budget.penalty()
     assert lab.trainer.optimizer is optimizer and torch.equal(q.detach()[5:], logits[5:])
 
 
@@ -229,7 +229,7 @@ def test_an_impossible_budget_shows_and_the_old_one_stays(lab):
     with pytest.raises(ValueError, match="cannot be reached"):
         lab.change(target=9)
     assert "ValueError: target 9 cannot be reached" in alert(lab) and 'role="alert"' in alert(lab)
-    assert lab.values["target"] == lab.trainer.budget.target == 2
+    assert lab.values["target"] == lab.budget.target == 2
     lab.widgets["target"].value = 3.0
     assert alert(lab) == "" and lab.error is None
 
@@ -258,7 +258,7 @@ def test_reset_while_it_trains(lab):
     assert lab.wait(PATIENCE) and not lab.running
     assert steps(lab) == 0 and len(lab.history) == 1
     assert all(torch.equal(v, first[k]) for k, v in lab.model.state_dict().items() if not k.endswith("beta"))
-    assert lab.trainer.budget.target == lab.widgets["target"].value == 3
+    assert lab.budget.target == lab.widgets["target"].value == 3
 
 
 class Bomb(nn.Module):

@@ -4,7 +4,7 @@ import pandas
 import pytest
 from made_up_rows import CPU, H200, made_up, table_of
 
-from csq_book.results import tables, verdicts
+from csq_book.results import ROWS, tables, verdicts
 from csq_mini.experiments.rows import SCHEMA, load_rows, write_row
 
 
@@ -85,3 +85,11 @@ def test_a_table_made_of_files_reads_as_one_made_of_rows(tmp_path):
         write_row(tmp_path, row, pandas.DataFrame({"epoch": [1]}))
     loaded = load_rows(tmp_path).sort_values("seed", ignore_index=True)
     pandas.testing.assert_frame_equal(loaded, table_of(*rows), check_dtype=False)
+
+
+def test_the_books_own_rows_fill_every_table(book):
+    rows = load_rows(ROWS)
+    for name in book["pages"]:
+        found = tables.verdicts(book, name, rows)
+        assert set(found["verdict"]) <= {"reached", "short", "no bound", "not run", "incomplete"}
+        assert (tables.runs(book, name, rows)["accuracy"] != "not run").any()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from csq_mini import Recipe, Trainer, evaluate, models, recipes
+from csq_mini import Budget, Recipe, Trainer, evaluate, models, recipes
 from csq_mini import data as datasets
 from csq_mini.data import Data
 from csq_mini.gates import check_temperature
@@ -29,23 +29,19 @@ class BudgetLab(Lab):
     """Train while you watch, and change the budget and the temperature while it trains.
 
     Layers lose planes and win them back; at the end of the search their precision is frozen, and a finetune follows
-    as in :func:`csq_mini.fit`. Start and Pause return at once: a thread trains in the background, and only one lab
-    trains at a time. What goes wrong in it shows in the lab. From code: ``lab.start()``, ``lab.change(target=3)``,
-    ``lab.change(beta=2)``, ``lab.change(schedule=True)``, ``lab.pause()``, ``lab.reset()``, ``lab.run(100)``.
+    as in :func:`csq_mini.fit`. A thread trains in the background, one lab at a time; its errors show in the lab. From
+    code: ``start()``, ``change(target=3)``, ``change(beta=2)``, ``change(schedule=True)``, ``pause()``, ``reset()``.
 
     Args:
         model: float; a copy of it is trained, on its device. None is the small CNN for digits.
         data: three splits, see :class:`csq_mini.data.Data`; None is the digits.
-        recipe: None is that of the digits with a longer search, to leave time for changes.
+        recipe: one with a target; None is that of the digits with a longer search, to leave time for changes.
 
     Attributes:
         trainer: the :class:`csq_mini.Trainer`; ``model`` is what it trains.
         history: an entry every few steps: step, loss without the penalty, bits, target, open planes of each layer.
         hard: accuracy on the validation split, hardened, at the end of the last epoch.
         exact: the hardened model, once all steps are done.
-
-    Raises:
-        ValueError: as :func:`csq_mini.fit` does, and for a recipe without a target.
     """
 
     title = "budget lab"
@@ -85,7 +81,7 @@ class BudgetLab(Lab):
         return min(1.0, (step + 1) / max(warmup, 1)) if searching else rate_at(step, steps, warmup)
 
     def controls(self, w: Any) -> dict[str, Any]:
-        recipe, floor = self.trainer.recipe, min(self.trainer.budget.floor.values())
+        recipe, floor = self.trainer.recipe, min(self.budget.floor.values())
         low, high = math.log10(recipe.beta_start), math.log10(recipe.beta_end)
         return {
             "target": w.FloatSlider(min=floor or 0.25, max=recipe.planes, step=0.25),
@@ -107,13 +103,19 @@ class BudgetLab(Lab):
 
     def locked(self) -> set[str]:
         off = {"start": self.running or self.exact is not None, "pause": not self.running,
-               "target": self.trainer.budget.frozen, "beta": self.values["schedule"]}  # fmt: skip
+               "target": self.budget.frozen, "beta": self.values["schedule"]}  # fmt: skip
         return {name for name, disabled in off.items() if disabled}
 
     def show(self, settle: bool = True) -> None:
         if self.trainer.temperature is None:
             self.values["beta"] = min(self.trainer.beta(), self.trainer.recipe.beta_end)
         super().show(settle)
+
+    @property
+    def budget(self) -> Budget:
+        """The budget at present."""
+        assert self.trainer.budget is not None  # the recipe has a target
+        return self.trainer.budget
 
     # What the buttons do, and code may
 
@@ -161,8 +163,6 @@ class BudgetLab(Lab):
             self._advance()
         self.show()
 
-    # Training
-
     def _train(self, stop: threading.Event) -> None:
         """The thread in the background; it ends after the step in which ``stop`` is set."""
         drawn = 0.0
@@ -191,16 +191,16 @@ class BudgetLab(Lab):
         if trainer.steps_done % TICK == 0:
             self.history.append(self._entry(loss))
         if trainer.steps_done % trainer.epoch_steps == 0:
-            if trainer.done and not trainer.budget.frozen:  # a recipe without a finetune
-                trainer.budget.freeze()
+            if trainer.done and not self.budget.frozen:  # a recipe without a finetune
+                self.budget.freeze()
             hard = trainer.hardened()
             self.hard = evaluate(hard, trainer.data, "valid")
             self.exact = hard.eval() if trainer.done else None
 
     def _entry(self, loss: float) -> dict[str, Any]:
-        budget = self.trainer.budget
-        entry = {"step": self.trainer.steps_done, "loss": loss, "bits": budget.bits(), "target": budget.target}
-        return entry | {f"bits/{name}": int(planes.open.sum()) for name, planes in budget.layers.items()}
+        b = self.budget
+        entry = {"step": self.trainer.steps_done, "loss": loss, "bits": b.bits(), "target": b.target}
+        return entry | {f"bits/{name}": int(planes.open.sum()) for name, planes in b.layers.items()}
 
     # What it shows
 
@@ -215,12 +215,12 @@ class BudgetLab(Lab):
         canvas.text(freeze - 4, panel.top + 14, "freeze", "end")
         epochs = [entry["step"] / trainer.epoch_steps for entry in history]
         panel.curve(epochs, [entry["bits"] for entry in history], BLUE)
-        targets = [entry["target"] for entry in history] + [trainer.budget.target] * 2
+        targets = [entry["target"] for entry in history] + [self.budget.target] * 2
         panel.curve([*epochs, epochs[-1], xticks[-1]], targets, ORANGE, "7 4")
         canvas.text(140, canvas.height + 18, "planes now")
         canvas.text(WIDTH - 20, canvas.height + 18, "their number so far", "end")
         canvas.height += 26
-        for name, planes in trainer.budget.layers.items():
+        for name, planes in self.budget.layers.items():
             self._draw_layer(canvas, name, planes, history)
         canvas.height += 4
         return canvas
@@ -237,13 +237,12 @@ class BudgetLab(Lab):
         canvas.height += 29
 
     def words(self) -> str:
-        trainer, loss = self.trainer, self.history[-1]["loss"]
-        done = self.exact is not None
-        phase = "done" if done else "finetune" if trainer.budget.frozen else "search"
-        state = "" if done else ", running" if self.running else ", paused"
+        trainer, budget, loss = self.trainer, self.budget, self.history[-1]["loss"]
+        phase = "finetune" if budget.frozen else "search"
+        state = "done" if self.exact is not None else f"{phase}, {'running' if self.running else 'paused'}"
         said = (
             f"Epoch {trainer.steps_done / trainer.epoch_steps:.1f} of {trainer.steps_total // trainer.epoch_steps}, "
-            f"{phase}{state}: B = {trainer.budget.bits():.2f} bits a weight, budget {trainer.budget.target:g}, "
+            f"{state}: B = {budget.bits():.2f} bits a weight, budget {budget.target:g}, "
             f"temperature {self.values['beta']:.1f}"
         )
         said += f", loss {loss:.2f}" if math.isfinite(loss) else ""
