@@ -1,7 +1,7 @@
 """What happens to a batch of stored bytes on its way to the model: crop, flip, normalise.
 
-All of it runs on the batch's device. Images are ``[batch, channels, height, width]`` uint8, in channels_last memory
-where that is faster; results are channels_last.
+All of it runs on the batch's device. Images are ``[batch, channels, height, width]`` uint8; results are in
+channels_last memory, which is fastest for images too.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CropFlip:
-    """A random square crop of the zero-padded image, flipped horizontally with probability 1/2.
+    """A random square crop of the zero-padded bytes, flipped horizontally with probability 1/2.
 
-    Bytes are padded before they are normalised, as torchvision's RandomCrop does with images from a file.
     Source: He et al. (arXiv 1512.03385), section 4.2.
     """
 
@@ -51,7 +50,7 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class Normalise:
-    """Bytes 0..255 become (byte / 255 - mean) / std, float32, channels_last."""
+    """Bytes 0..255 become (byte / 255 - mean) / std, float32."""
 
     mean: tuple[float, ...]  # one number a channel
     std: tuple[float, ...]
