@@ -6,8 +6,6 @@ maximum for the step; here it is PACT at every width, so that the step is a cons
 Source: PACT (arXiv 1805.06085), eqs. 1 to 3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

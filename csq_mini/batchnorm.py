@@ -4,8 +4,6 @@ Folding multiplies each output channel of a weight by a float of its own, and ro
 multiples of one step, and outputs change by float rounding. So no other function of the library folds.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Checks and the words of their errors, kept apart so that the method can be read without them."""
 
-from __future__ import annotations
-
 import difflib
 import fnmatch
 import math

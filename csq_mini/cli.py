@@ -1,7 +1,5 @@
 """The command ``csq-mini``: train from the shell, and look after an installation."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import importlib.metadata

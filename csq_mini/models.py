@@ -5,8 +5,6 @@ Batch norm, which stays float, follows every convolution. Every activation is a 
 Simonyan and Zisserman (arXiv 1409.1556), table 1, configuration E.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections import OrderedDict

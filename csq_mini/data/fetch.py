@@ -3,8 +3,6 @@
 Whatever goes wrong, what was there before stays as it was.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import socket

@@ -3,8 +3,6 @@
 ``data_scripts/image_folder.py`` calls :func:`decode`; :func:`image_folder` checks and reads what it wrote.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

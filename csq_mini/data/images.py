@@ -4,8 +4,6 @@ Images for validation come from the training images, stratified and the same eve
 training; the official test set judges once.
 """
 
-from __future__ import annotations
-
 import gzip
 import pickle
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Published sets are judged by the checksums in torchvision's classes, arrays of decoded images by their shapes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

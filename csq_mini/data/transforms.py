@@ -4,8 +4,6 @@ All of it runs on the batch's device. Images are ``[batch, channels, height, wid
 channels_last memory, which is fastest for images too.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

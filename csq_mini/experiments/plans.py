@@ -1,7 +1,5 @@
 """What can be reproduced: networks and their data, methods, how much of a run, and the recipe that follows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Packed files that runs left: the trained networks that come with the library, and those of your own runs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

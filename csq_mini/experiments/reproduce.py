@@ -1,7 +1,5 @@
 """One run, one row: :func:`reproduce` turns parameters into a trained network and a row of results."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
