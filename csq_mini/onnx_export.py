@@ -6,8 +6,6 @@ integers of 2, 4, 8 and 16 bits only: each layer gets the narrowest that holds i
 Source: ONNX operators DequantizeLinear-21 (INT4) and -25 (INT2).
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Each group of bits is the index of an integer code. The book's page on the format explains every byte.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping

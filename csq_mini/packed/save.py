@@ -1,7 +1,5 @@
 """Writing packed files, and loading models from them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Reading and checking a packed file. Nothing in it is trusted, and its size bounds the memory used."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

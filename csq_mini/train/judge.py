@@ -1,7 +1,5 @@
 """Judging a model: a metric over a split of the data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -5,8 +5,6 @@ its statistics over the whole batch (torch's SyncBatchNorm does so on GPUs only)
 sets the environment that :func:`join` reads. A process on its own sees no difference.
 """
 
-from __future__ import annotations
-
 import os
 import types
 import warnings

@@ -1,7 +1,5 @@
 """The training loop, a step at a time: search, freeze, finetune."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable
