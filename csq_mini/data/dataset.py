@@ -39,7 +39,7 @@ class Data:
         device: where batches go; None for where the splits lie. :meth:`to` sets it.
 
     Raises:
-        ValueError: if a split is empty, does not match the training split, or has a target that is no class.
+        ValueError: for an empty split, inputs without targets, unequal shapes of inputs, or a target that is no class.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """What happens to a batch of stored bytes on its way to the model: crop, flip, normalise.
 
-All of it runs on the batch's device. Images are ``[batch, channels, height, width]`` uint8; results are in
-channels_last memory, which is fastest for images too.
+All of it runs on the batch's device. Images are ``[batch, channels, height, width]`` uint8, in channels_last memory
+where that is faster; results are channels_last.
 """
 
 from dataclasses import dataclass
