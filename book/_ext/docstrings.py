@@ -11,7 +11,8 @@ def readable(app, what, name, obj, options, lines):
     """What reStructuredText would misread. (The rest of Google's style is napoleon's, see _config.yml.)"""
     if what in ("property", "attribute"):
         lines[:0] = ["..", ""]  # else the start of "Whether: ..." would be a type
-    for number, line in enumerate(lines):  # a bar, as in |W|, is no markup; another sign of its width keeps tables whole
+    for number, line in enumerate(lines):
+        # a bar, as in |W|, is no markup; another sign of its width keeps tables whole
         parts = re.split(r"(``.*?``)", line)
         lines[number] = "".join(part if part.startswith("``") else part.replace("|", "\u2223") for part in parts)
 

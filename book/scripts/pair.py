@@ -118,7 +118,8 @@ def execute(nb, page, root):
 
     start, used = time.perf_counter(), used_by(nb, root)
     resources = {"metadata": {"path": str(page.parent)}}
-    NotebookClient(nb, timeout=ONE_CELL, record_timing=False, coalesce_streams=True, resources=resources).execute()
+    client = NotebookClient(nb, timeout=ONE_CELL, record_timing=False, coalesce_streams=True, resources=resources)
+    client.execute(env={**os.environ, "TQDM_DISABLE": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     nb.metadata["csq"] = {"sources": used, "seconds": round(time.perf_counter() - start, 1), "where": where()}
     scrub(nb, root)
 
@@ -210,31 +211,30 @@ def check(page, root=ROOT):
     return None
 
 
-def attempt(page, always):
+def attempt(page, root, always):
     """Renew a page and say how it went; whether it went well."""
     try:
-        done = renew(page, always=always)
+        done = renew(page, root, always)
     except Exception as error:
-        print(f"{page.relative_to(ROOT)}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"{page.relative_to(root)}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return False
     if done:
-        print(f"{page.relative_to(ROOT)}: {done}", flush=True)
+        print(f"{page.relative_to(root)}: {done}", flush=True)
     return True
 
 
-def main(argv=None):
+def main(argv=None, root=ROOT):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="how many pages at a time")
     parser.add_argument("pages", nargs="*", type=Path, help="pages (.md) to execute in any case")
     options = parser.parse_args(argv)
-    known = find_pages()
+    known = find_pages(root)
     named = [page.resolve() for page in options.pages]
     for page in named:
         if page not in known:
             parser.error(f"{page} is no notebook page (.md) of this book")
-    os.environ |= {"TQDM_DISABLE": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     with ThreadPoolExecutor(options.jobs) as pool:  # threads do: each only waits for its kernel
-        went_well = list(pool.map(lambda page: attempt(page, bool(named)), named or known))
+        went_well = list(pool.map(lambda page: attempt(page, root, bool(named)), named or known))
     return 0 if all(went_well) else 1
 
 
