@@ -51,7 +51,7 @@ if not root.exists():
     address = os.environ.get("CSQ_REPOSITORY", "{address}")
     subprocess.run(["git", "clone", "--quiet", "--depth=1", address, root], check=True)
 os.chdir(root / "{folder}")
-if importlib.util.find_spec("csq_book") is None:
+if importlib.util.find_spec("csq_mini") is None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "--editable", f"{{root}}[notebook]"], check=True)
     sys.path += [str(root), str(root / "book")]"""
