@@ -10,33 +10,35 @@
 Method: CSQ, Xiao et al., DAC 2023 (arXiv 2212.02770). The book derives it; README.md has the loop.
 """
 
-__version__ = "0.1.0"  # first, because what is imported below writes it into results
-
 import importlib
 from typing import Any
 
-from . import data, models
-from .train import recipes
+from . import data, models, recipes
 from .activations import quantize_activations
-from .budget import Budget
-from .conversion import Integers, convert, harden, integers, set_temperature
 from .batchnorm import fold_batch_norm, recalibrate
+from .budget import Budget
+from .conversion import convert, harden, set_temperature
+from .experiments.pretrained import pretrained
 from .experiments.reproduce import reproduce
+from .files import __version__
 from .gates import gate, temperature
-from .optim import parameter_groups
 from .onnx_export import export_onnx
-from .packed.format import Packed, PackedFileError, verify_packed
-from .packed.save import load_packed, save_packed
-from .train.recipes import Recipe
+from .optim import parameter_groups
+from .packed import Packed, PackedFileError, load_packed, save_packed, verify_packed
+from .recipes import Recipe
 from .report import Report, report
-from .train.fit import Result, accuracy, evaluate, fit
+from .scheme import Integers, integers
+from .train import Result, Trainer, accuracy, evaluate, fit
 
 __all__ = [
-    "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "accuracy", "convert",
-    "data", "evaluate", "export_onnx", "fit", "fold_batch_norm", "gate", "harden", "integers", "load_packed",
-    "models", "parameter_groups", "plots", "quantize_activations", "recalibrate", "recipes", "report", "reproduce",
-    "save_packed", "set_temperature", "temperature", "verify_packed",
+    "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "Trainer", "__version__",
+    "accuracy", "convert", "data", "evaluate", "export_onnx", "fit", "fold_batch_norm", "gate", "harden",
+    "integers", "load_packed", "models", "parameter_groups", "plots", "pretrained", "quantize_activations",
+    "recalibrate", "recipes", "report", "reproduce", "save_packed", "set_temperature", "temperature",
+    "verify_packed",
 ]  # fmt: skip
+
+models.pretrained = pretrained  # the older name
 
 
 def __getattr__(name: str) -> Any:

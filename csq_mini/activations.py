@@ -1,25 +1,22 @@
 """Activations on few bits: a ReLU whose clip is learned and whose outputs are integers times a step.
 
-:func:`quantize_activations` puts a :class:`PACT` in place of every ReLU of a model, before or after
-its weights are converted. Source: PACT (arXiv 1805.06085). The official code of CSQ learns the clip
-at 3 bits and fewer, fixes it at 6 above, and takes each batch's maximum for the step; here it is
-PACT at every width, so that the step is a constant of the trained model.
+:func:`quantize_activations` puts a :class:`PACT` in place of every ReLU of a model, before or after its weights are
+converted. The official code of CSQ learns the clip at 3 bits and fewer, fixes it at 6 above, and takes each batch's
+maximum for the step; here it is PACT at every width, so that the step is a constant of the trained model.
+Source: PACT (arXiv 1805.06085), eqs. 1 to 3.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import math
 from collections.abc import Iterable
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .bits import at_least_float32
-from .conversion import unwrap
-from .check import unknown
+from .check import number, select, whole
+from .planes import unwrap
 
 MAX_BITS = 8
 LEAST_CLIP = 1e-3
@@ -29,10 +26,8 @@ LEAST_CLIP = 1e-3
 class Levels(torch.autograd.Function):
     """y = step * round(clip(x, 0, alpha) / step), with step = alpha / levels, in float32 at least.
 
-    The integer comes first, then one multiplication, so that every output is an exact multiple of
-    the step. Rounding has no useful gradient: the backward pass goes straight through it, to x
-    where 0 < x < alpha and to alpha where x >= alpha.
-    Source: PACT (arXiv 1805.06085), eqs. 1 to 3.
+    The integer comes first, then one product, so every output is an exact multiple of the step. Rounding has no useful
+    gradient, so the backward pass goes straight through: to x where 0 < x < alpha, to alpha where x >= alpha.
     """
 
     @staticmethod
@@ -62,24 +57,17 @@ def _in_float32(x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
 class PACT(nn.Module):
     """A ReLU with a learned upper end ``alpha`` and at most 2^bits values: 0, step, ... alpha.
 
-    step = alpha / (2^bits - 1), computed in float32 (float64 in a float64 model) whatever the input's
-    type and autocast; the output has the input's type and shape. alpha moves with the gradients of
-    what it clips, and weight decay pulls it down, towards finer steps: PACT needs that decay (see
-    :func:`csq_mini.parameter_groups`). Should an optimizer's step take it to 0 or below, it counts
-    as ``LEAST_CLIP`` and still gets its gradient, so that it can come back.
+    step = alpha / (2^bits - 1), computed in float32 (float64 in a float64 model) whatever the input's type; the output
+    has the input's type and shape. Gradients of what is clipped move alpha, and weight decay pulls it down,
+    towards finer steps: PACT needs that decay (see :func:`csq_mini.parameter_groups`). An alpha below ``LEAST_CLIP``
+    counts as that, and still gets its gradient, so that it can come back.
 
     Args:
-        bits: 1 to 8.
-        clip: where ``alpha`` starts, at least ``LEAST_CLIP``.
-
-    Attributes:
-        alpha: 0-dim parameter, in units of the activation.
-        bits: as given; not part of the state_dict.
+        bits: 1 to 8. Not part of the state_dict.
+        clip: where ``alpha`` (0-dim, in units of the activation) starts, at least ``LEAST_CLIP``.
 
     Raises:
-        ValueError: for other bits, or a clip that is no such number.
-
-    Source: PACT (arXiv 1805.06085), eqs. 1 to 3.
+        ValueError: for other bits or another clip.
     """
 
     alpha: nn.Parameter
@@ -87,9 +75,7 @@ class PACT(nn.Module):
     def __init__(self, bits: int, clip: float = 6.0):
         super().__init__()
         self.bits = check_activation_bits(bits)
-        if isinstance(clip, bool) or not isinstance(clip, Real) or not LEAST_CLIP <= clip < math.inf:
-            raise ValueError(f"clip must be a finite number of at least {LEAST_CLIP}, got {clip!r}: 6.0 is usual")
-        self.alpha = nn.Parameter(torch.tensor(float(clip)))
+        self.alpha = nn.Parameter(torch.tensor(number("clip", clip, LEAST_CLIP, hint=": 6.0 is usual")))
 
     def forward(self, x: Tensor) -> Tensor:
         return Levels.apply(x, self.alpha, 2**self.bits - 1)
@@ -99,23 +85,20 @@ class PACT(nn.Module):
 
 
 def check_activation_bits(bits: int) -> int:
-    """``bits`` as an int, or a ValueError if it is not an integer from 1 to 8."""
-    if isinstance(bits, bool) or not isinstance(bits, Integral) or not 1 <= bits <= MAX_BITS:
-        raise ValueError(f"activation bits must be an integer from 1 to {MAX_BITS}, got {bits!r}: None keeps floats")
-    return int(bits)
+    """``bits`` as an int, or a ValueError if it is not a whole number from 1 to 8."""
+    return whole("activation bits", bits, 1, MAX_BITS, hint=": None keeps floats")
 
 
 def quantize_activations(model: nn.Module, bits: int, clip: float = 6.0, skip: str | Iterable[str] = ()) -> list[str]:
     """Turn every ``nn.ReLU`` and ``nn.ReLU6`` into a :class:`PACT`, in place.
 
-    A module that the model uses several times, such as the ``relu`` of a torchvision ResNet's block,
-    stays one module with one clip. Subclasses of ReLU stay, for they may compute something else, and
-    so do other activations, ``torch.relu`` in a ``forward``, and the model's input. What is computed
-    from quantized activations, a mean or a sum, is not quantized again. Optimizers, DDP and EMA
-    copies must be made afterwards.
+    A module that is used several times, such as the ``relu`` of a torchvision block, stays one module with one clip.
+    Subclasses of ReLU stay, for they may compute something else; so do other activations, ``torch.relu`` in a
+    ``forward``, and the model's input. A mean or sum of quantized activations is not quantized again. Load float
+    checkpoints before this, and make optimizers, DDP wrappers and EMA copies after it.
 
     Args:
-        model: any module, its weights converted or not. Load float checkpoints before this.
+        model: any module, its weights converted or not.
         bits: 1 to 8 for each activation.
         clip: where each clip ``alpha`` starts, in units of the activation.
         skip: fnmatch patterns of dotted names of activations that stay as they are.
@@ -124,10 +107,8 @@ def quantize_activations(model: nn.Module, bits: int, clip: float = 6.0, skip: s
         Names of the modules changed.
 
     Raises:
-        ValueError: for bits outside 1..8, a bad clip, a pattern that matches no ReLU, a model whose
-            activations are quantized already, or that has nothing to change. It is unchanged then.
-
-    Source: PACT (arXiv 1805.06085).
+        ValueError: for bits outside 1..8, a bad clip, a pattern that matches no ReLU, a model whose activations are
+            quantized already, or that has nothing to change. It is unchanged then.
     """
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ValueError("quantize activations before wrapping the model in DataParallel or DDP")
@@ -135,34 +116,19 @@ def quantize_activations(model: nn.Module, bits: int, clip: float = 6.0, skip: s
     if activation_bits(model):
         raise ValueError(f"{type(model).__name__}'s activations are quantized already: start from the float model")
     example = PACT(bits, clip)  # refuses bad numbers before anything changes
-    chosen = _select(model, (skip,) if isinstance(skip, str) else tuple(skip))
-    like = next((p for p in model.parameters() if p.is_floating_point()), example.alpha)
-    for module in chosen:
-        _become_pact(module, example, like)
-    return list(chosen.values())
-
-
-def _select(model: nn.Module, skip: tuple[str, ...]) -> dict[nn.Module, str]:
-    # A module reachable under two names is one activation, skipped if a pattern matches either name.
-    names = {n: m for n, m in model.named_modules(remove_duplicate=False) if type(m) in (nn.ReLU, nn.ReLU6)}
-    if not names:
+    found = {n: m for n, m in model.named_modules(remove_duplicate=False) if type(m) in (nn.ReLU, nn.ReLU6)}
+    if not found:
         raise ValueError(
             f"{type(model).__name__} has no nn.ReLU or nn.ReLU6 module to quantize: functions cannot be replaced, so "
             "write torch.relu(x) or F.relu(x) as a module, self.relu = nn.ReLU(), and call that in forward"
         )
-    skipped = set()
-    for pattern in skip:
-        hits = fnmatch.filter(names, pattern)
-        if not hits:
-            raise ValueError(unknown("activation pattern", pattern, names))
-        skipped |= {names[hit] for hit in hits}
-    first: dict[nn.Module, str] = {}
-    for name, module in names.items():
-        if module not in skipped:
-            first.setdefault(module, name)
-    if not first:
+    chosen = select("activation", found, skip)
+    if not chosen:
         raise ValueError(f"{type(model).__name__} has nothing to quantize: skip={skip!r} leaves no activation")
-    return first
+    like = next((p for p in model.parameters() if p.is_floating_point()), example.alpha)
+    for module in chosen.values():
+        _become_pact(module, example, like)
+    return list(chosen)
 
 
 def _become_pact(module: Any, example: PACT, like: Tensor) -> None:

@@ -1,9 +1,8 @@
 """Batch norm: its statistics estimated again for hard weights, and folded into the layers before it.
 
-Folding multiplies each output channel of a weight by a float of its own. What was step * integer is
-then (step * factor) * integer, rounded: the codes are still there with a step a channel, but the
-weights are no longer exact multiples of one step, and outputs change by float rounding. So no other
-function of the library folds.
+Folding multiplies each output channel of a weight by a float of its own. What was step * integer becomes
+(step * factor) * integer, rounded: the weights are no longer exact multiples of one step, and outputs change by float
+rounding. So no other function of the library folds.
 """
 
 from __future__ import annotations
@@ -15,21 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .conversion import unwrap
+from .planes import has_planes, unwrap
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """Re-estimate every batch norm's running statistics for the weights the model has now.
+    """Estimate every batch norm's running statistics again, for the weights the model has now.
 
-    The statistics gathered while training belong to the soft weights; a hard model judged with them
-    can look far worse than it is. The average over all given batches replaces them.
+    Those gathered in training belong to the soft weights; judged with them, a hard model can look far worse than it
+    is. The average over all given batches replaces them. Nothing else changes, the training mode included.
 
     Args:
-        model: any model; one without batch norm is returned as it is. Its training mode, and
-            everything but the running statistics, stay as they were.
-        batches: finite; inputs, or tuples and lists that begin with the inputs, as training sees
-            them, augmentation included. Inputs are moved to the model's device.
+        model: any; one without batch norm is returned as it is.
+        batches: finite; inputs, or tuples and lists that begin with the inputs, as training sees them, augmentation
+            included. Inputs are moved to the model's device.
 
     Returns:
         The same model.
@@ -96,10 +94,8 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> Folded:
     """
     from torch.fx.experimental.optimization import fuse
 
-    from .planes import CSQLayer
-
     plain = unwrap(model)
-    if any(isinstance(m, CSQLayer) for m in plain.modules()):
+    if has_planes(plain):
         raise ValueError("the model still has its planes: fold_batch_norm(csq.harden(model), example)")
     training = plain.training
     try:

@@ -1,17 +1,18 @@
 """Integers and their bit planes; float weights and their planes.
 
-A weight is a step times an integer code, and the code is a difference of two sums of bits, one for
-the positive and one for the negative weights. Planes lie flat, ``[planes, numel]``: plane b holds
-bit b (worth 2^b) of every weight of a layer.
-Source: CSQ (arXiv 2212.02770), bit-level decomposition; sign planes from BSQ (arXiv 2102.10462).
+A weight is a step times an integer code. A code is a difference of two sums of bits: one for the positive weights, P,
+and one for the negative, N. Planes lie flat, ``[planes, numel]``: plane b holds bit b (worth 2^b) of every weight.
+Source: CSQ (arXiv 2212.02770), bit-level decomposition; two planes for the sign from BSQ (arXiv 2102.10462).
 """
 
 from __future__ import annotations
 
-from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .check import check_finite, whole
 
 MAX_PLANES = 8
 
@@ -22,95 +23,80 @@ def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def check_planes(planes: int) -> int:
-    """``planes`` as an int, or a ValueError if it is not an integer from 1 to 8."""
-    if isinstance(planes, bool) or not isinstance(planes, Integral) or not 1 <= planes <= MAX_PLANES:
-        raise ValueError(f"planes must be an integer from 1 to {MAX_PLANES}, got {planes!r}")
-    return int(planes)
+    """``planes`` as an int, or a ValueError if it is not a whole number from 1 to 8."""
+    return whole("planes", planes, 1, MAX_PLANES)
 
 
 def place_values(planes: int, like: Tensor | None = None) -> Tensor:
-    """The constants 2^0 ... 2^(planes-1), shape ``[planes]``, with dtype and device of ``like``."""
+    """The constants 2^0 ... 2^(planes-1), ``[planes]``, with dtype and device of ``like``."""
     dtype, device = (like.dtype, like.device) if like is not None else (None, None)
     return 2.0 ** torch.arange(planes, dtype=dtype, device=device)
 
 
 def integer_to_planes(codes: Tensor, planes: int) -> tuple[Tensor, Tensor]:
-    """Split integers into the bits of their positive and negative parts.
-
-    Args:
-        codes: integers of any shape and integer dtype, each in +-(2^planes - 1).
-        planes: number of planes N, 1 to 8.
+    """Split integer codes (any shape and integer dtype) into the bits of their positive and negative parts.
 
     Returns:
-        P and N, bool, both ``[planes, numel]``, the least significant plane first: a positive code
-        has its bits in P, a negative one in N, and no weight has both.
+        P and N, bool, both ``[planes, numel]``, least significant plane first. No weight has a bit in both.
 
     Raises:
-        ValueError: if a code needs more planes than there are.
+        ValueError: if a code does not lie in +-(2^planes - 1).
     """
     check_planes(planes)
-    flat = codes.reshape(-1).long()
-    if flat.numel() and int(flat.abs().max()) >= 2**planes:
-        raise ValueError(
-            f"code {int(flat[flat.abs().argmax()])} does not fit into {planes} planes, "
-            f"which hold +-{2**planes - 1}: use more planes"
-        )
-    b = torch.arange(planes, device=codes.device).view(-1, 1)
-    bits = (flat.abs() >> b) & 1  # [planes, numel]
-    return (bits == 1) & (flat > 0), (bits == 1) & (flat < 0)
+    flat, most = codes.reshape(-1), 2**planes - 1
+    low, high = (int(flat.min()), int(flat.max())) if flat.numel() else (0, 0)
+    if low < -most or high > most:
+        code = high if high > most else low
+        raise ValueError(f"code {code} does not fit into {planes} planes, which hold +-{most}: use more planes")
+    b = torch.arange(planes, dtype=torch.uint8, device=codes.device).view(-1, 1)
+    bits = (flat.short().abs().to(torch.uint8) >> b).bitwise_and_(1).bool()  # [planes, numel]
+    return bits & (flat > 0), bits & (flat < 0)
 
 
 def planes_to_integer(positive: Tensor, negative: Tensor) -> Tensor:
-    """The integers sum_b 2^b (P_b - N_b): the inverse of :func:`integer_to_planes`.
-
-    Args:
-        positive, negative: bits as bool or 0/1, both ``[planes, numel]``.
-
-    Returns:
-        int64 codes, ``[numel]``.
-    """
-    place = 2 ** torch.arange(len(positive), device=positive.device).view(-1, 1)
-    return ((positive.long() - negative.long()) * place).sum(0)
+    """The codes sum_b 2^b (P_b - N_b), int16 ``[numel]``, of bits given as bool or 0/1, both ``[planes, numel]``."""
+    codes = torch.zeros(positive.shape[1], dtype=torch.int16, device=positive.device)
+    for b, (p, n) in enumerate(zip(positive, negative)):  # a plane at a time: all at once takes 16 times the memory
+        codes += (p.to(torch.int16) - n.to(torch.int16)) * 2**b
+    return codes
 
 
 def round_to_grid(weight: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """Integer codes nearest to ``weight / step`` that planes ``low`` to ``high - 1`` can hold.
+    """The codes nearest to ``weight / step`` that planes ``low`` to ``high - 1`` can hold; halves go to even.
 
-    The representable codes are the multiples of 2^low up to 2^high - 2^low in magnitude; no plane
-    at all (``low == high``) leaves zero. Computed in float64, so that the error is at most half of
-    step * 2^low (within float rounding) wherever the weight is in range. Halves go to even.
+    These planes hold the multiples of 2^low up to 2^high - 2^low in size; no plane at all (``low == high``) leaves
+    zero. Computed in float64, so that no error but the rounding itself is made.
 
     Args:
         weight: any shape.
-        step: 0-dim tensor, the worth of plane 0. A step of 0 gives codes of 0.
+        step: 0-dim, the worth of plane 0. A step of 0 gives codes of 0.
 
     Returns:
-        int64 codes of the shape of ``weight``.
+        int16 codes of the shape of ``weight``.
     """
     size = step.double() * 2**low
     if size == 0 or low == high:
-        return torch.zeros_like(weight, dtype=torch.long)
+        return torch.zeros_like(weight, dtype=torch.int16)
     limit = 2 ** (high - low) - 1
-    units = (weight.double() / size).round().clamp(-limit, limit)
-    return units.long() * 2**low
+    return weight.double().div_(size).round_().clamp_(-limit, limit).to(torch.int16) * 2**low
 
 
 def quantization_scale(weight: Tensor) -> Tensor:
-    """The scale s = max |W|, a 0-dim tensor: with it the largest weight gets the largest code.
+    """The scale s = max |W|, 0-dim: with it the largest weight gets the largest code.
 
-    A layer of zeros (or one so small that s / 255 is no float any more) gets 1, so that its planes
-    can still learn; an empty one gets 1 too.
+    1 for a layer that is empty, or so small that s / 255 is no float any more, so that its planes can still learn.
     """
     scale = weight.detach().abs().amax() if weight.numel() else weight.new_zeros(())
     return torch.where(scale / (2**MAX_PLANES - 1) > 0, scale, torch.ones_like(scale))
 
 
-def float_to_planes(weight: Tensor, planes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Round a float weight to N planes.
+def unit_step(scale: Any, planes: int) -> Any:
+    """The worth of plane 0: the scale shared out over the largest code, s / (2^N - 1)."""
+    return scale / (2**planes - 1)
 
-    Args:
-        weight: any shape, finite.
-        planes: N, 1 to 8.
+
+def float_to_planes(weight: Tensor, planes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Round a float weight (any shape) to N planes.
 
     Returns:
         scale (0-dim, float32 at least), P and N (bool, ``[planes, numel]``), such that
@@ -118,23 +104,14 @@ def float_to_planes(weight: Tensor, planes: int) -> tuple[Tensor, Tensor, Tensor
 
     Raises:
         ValueError: if ``planes`` is not in 1..8, or a weight is infinite or not a number.
-
-    Source: CSQ (arXiv 2212.02770), the decomposition of a layer's weight.
     """
     check_planes(planes)
-    if not torch.isfinite(weight).all():
-        bad = int((~torch.isfinite(weight)).sum())
-        raise ValueError(
-            f"{bad} of {weight.numel()} weights are NaN or infinite: "
-            "repair the checkpoint or train with a smaller learning rate"
-        )
+    check_finite(weight)
     (weight,) = at_least_float32(weight)
     scale = quantization_scale(weight)
-    codes = round_to_grid(weight, scale / (2**planes - 1), 0, planes)
-    return scale, *integer_to_planes(codes, planes)
+    return scale, *integer_to_planes(round_to_grid(weight, unit_step(scale, planes), 0, planes), planes)
 
 
 def planes_to_float(scale: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """The weight scale / (2^N - 1) * sum_b 2^b (P_b - N_b), flat ``[numel]``, dtype of ``scale``."""
-    step = scale / (2 ** len(positive) - 1)
-    return step * planes_to_integer(positive, negative).to(scale.dtype)
+    """The weight scale / (2^N - 1) * sum_b 2^b (P_b - N_b), flat ``[numel]``, in the dtype of ``scale``."""
+    return unit_step(scale, len(positive)) * planes_to_integer(positive, negative).to(scale.dtype)

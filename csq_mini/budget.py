@@ -1,13 +1,11 @@
 """The budget: how large the model is, the term that steers it, and the freeze that settles it.
 
-Source: CSQ (arXiv 2212.02770), budget-aware growing and pruning; its sign-changing regulariser
-comes from structured continuous sparsification (arXiv 2007.15353).
+Source: CSQ (arXiv 2212.02770), budget-aware growing and pruning, here weighted by layer size; its sign-changing
+regulariser comes from structured continuous sparsification (arXiv 2007.15353).
 """
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -16,35 +14,32 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from .conversion import csq_layers
+from .check import floors, kept_counts, number
 from .gates import gate
-from .planes import CSQLayer
+from .planes import Planes, csq_layers
 
 
 class Budget:
     """Steers the size-weighted precision of a converted model to a target, and keeps it there.
 
-    B = sum_l |W_l| * (planes kept in l) / sum_l |W_l| is the model's present precision in bits a
-    weight. Above the target the penalty closes planes, below it its sign flips and planes grow.
+    B = sum_l |W_l| * (planes kept in l) / sum_l |W_l| is the model's present precision in bits a weight. Above the
+    target the penalty closes planes; below it, its sign flips and planes grow.
 
     Args:
         model: a converted model, wrapped or not.
         target: tau, the average precision wanted, in paper bits (planes) a weight.
         strength: lambda, for R normalised as in :meth:`penalty`.
-        floor: planes that every layer keeps at least: a number, or a dict of fnmatch patterns of
-            layer names, of which the first that matches counts (a layer that none matches keeps 1).
-        growth: False leaves the penalty without a sign: below the target it is 0, and planes only
-            close, as in BSQ (arXiv 2102.10462).
-        weighted: False counts every layer alike in the penalty, whatever its size, as the official
-            CSQ code does. What :meth:`bits` and :meth:`freeze` promise goes by size all the same.
+        floor: least number of planes a layer keeps, or a dict of fnmatch patterns of layer names with one each. The
+            first pattern that matches a name counts; a layer that matches none keeps at least 1.
+        growth: False drops the sign: below the target the penalty is 0, and planes only close, as in BSQ
+            (arXiv 2102.10462).
+        weighted: False counts every layer alike in the penalty, as the official CSQ code does. :meth:`bits` and
+            :meth:`freeze` still go by size.
 
     Raises:
-        ValueError: if the target cannot be reached (the text names the range that can), the
-            strength is not a number of at least 0, a floor is not an integer in 0..N, a pattern
-            matches no layer, layers differ in their number of planes, or the model is frozen above
-            the target.
-
-    Source: CSQ (arXiv 2212.02770), budget-aware regularisation, weighted by layer size.
+        ValueError: for a target that cannot be reached (the text names the range), a strength below 0, a floor
+            outside 0..N, a pattern that matches no layer, layers with different numbers of planes, or a model frozen
+            above the target.
     """
 
     def __init__(
@@ -52,13 +47,13 @@ class Budget:
         growth: bool = True, weighted: bool = True,
     ):  # fmt: skip
         self.layers = csq_layers(model)
-        self.weights = {name: math.prod(layer.shape) for name, layer in self.layers.items()}
-        self.total = sum(self.weights.values())
-        if len({layer.planes for layer in self.layers.values()}) > 1:
+        self.weights = {name: math.prod(planes.shape) for name, planes in self.layers.items()}
+        self.total = max(sum(self.weights.values()), 1)
+        if len({planes.available for planes in self.layers.values()}) > 1:
             raise ValueError("the layers have different numbers of planes: convert the whole model in one call")
-        self.floor = _floors(self.layers, floor)
+        self.floor = floors(self._available(), floor)
         self.target = self._check_target(target)
-        self.strength = _check_strength(strength)
+        self.strength = number("strength", strength, hint=" (0 only measures)")
         self.growth, self.weighted = growth, weighted
         self._cache: tuple[Tensor, Tensor] | None = None
         if self.frozen and self.bits() > self.target:
@@ -66,35 +61,32 @@ class Budget:
 
     def bits(self) -> float:
         """B, the present hard precision in paper bits a weight (waits for the device)."""
-        planes = sum(self.weights[name] * int(layer.open.sum()) for name, layer in self.layers.items())
-        return planes / max(self.total, 1)
+        return sum(self.weights[k] * int(planes.open.sum()) for k, planes in self.layers.items()) / self.total
 
     @property
     def frozen(self) -> bool:
         """Whether the masks are constants: after :meth:`freeze`, or in a model loaded so."""
-        return all(layer.frozen for layer in self.layers.values())
+        return all(planes.frozen for planes in self.layers.values())
 
     def penalty(self) -> Tensor:
-        """The term to add to the loss: strength * (B - target) * R, 0-dim; 0 once frozen.
+        """The term to add to the loss: strength * (B - target) * R, 0-dim; 0 once frozen. Waits for no device.
 
-        R = sum_l (|W_l| / |W|) sum_b f_beta(q_lb), in [0, N], is the precision the relaxed masks
-        stand for. (B - target) carries no gradient: it only says which way, and how hard. Nor do a
-        layer's ``floor`` best planes: they stay, so there is no use in pulling them down, and a
-        layer that closed all its planes would take the network with it. Nothing here waits for the
-        device.
+        R = sum_l (|W_l| / |W|) sum_b f_beta(q_lb), in [0, N], is the precision the relaxed masks stand for.
+        (B - target) carries no gradient: it only says which way to pull, and how hard. The best ``floor`` planes of a
+        layer are not pulled at: they stay open anyway, and a network with an empty layer computes nothing.
         """
-        layers = list(self.layers.values())
+        first, *_ = layers = list(self.layers.values())
         if self.frozen:
-            return layers[0].q.new_zeros(())
-        with torch.autocast(layers[0].q.device.type, enabled=False):
+            return first.scale.new_zeros(())
+        with torch.autocast(first.p.device.type, enabled=False):
             return self._penalty(layers)
 
-    def _penalty(self, layers: list[CSQLayer]) -> Tensor:
-        q = torch.stack([layer.q.detach() for layer in layers])  # [layers, planes]
+    def _penalty(self, layers: list[Planes]) -> Tensor:
+        q = torch.stack([planes.q.detach() for planes in layers])  # [layers, N]
         share, floor = self._constants(q)
         excess = share @ (q > 0).to(q.dtype).sum(1) - self.target  # B - target
         excess = excess if self.growth else excess.clamp(min=0)
-        relaxed = torch.stack([gate(layer.q, math.inf if layer.hard else layer.beta) for layer in layers])
+        relaxed = torch.stack([gate(planes.q, math.inf if planes.hard else planes.beta) for planes in layers])
         # 0 for a layer's best plane; of equal ones (all, at the start) the most significant is best.
         rank = q.flip(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).flip(1)
         relaxed = torch.where(rank < floor[:, None], relaxed.detach(), relaxed)
@@ -103,44 +95,50 @@ class Budget:
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Each layer's share in B and its floor, ``[layers]``, brought to the device of the logits once."""
         if self._cache is None or (self._cache[0].device, self._cache[0].dtype) != (like.device, like.dtype):
-            sizes = [n / max(self.total, 1) if self.weighted else 1 / len(like) for n in self.weights.values()]
+            sizes = [n / self.total if self.weighted else 1 / len(like) for n in self.weights.values()]
             self._cache = like.new_tensor(sizes), like.new_tensor(list(self.floor.values()))
         return self._cache
 
     @torch.no_grad()
-    def freeze(self) -> dict[str, int]:
+    def freeze(self, like: Mapping[str, Tensor] | None = None) -> dict[str, int]:
         """Settle every layer's precision for good, at most at the target, and start the finetune.
 
-        Walks all planes from the largest mask logit down and keeps each that still fits; a layer's
-        floor comes first, equal logits go to the more significant plane, then to the earlier layer.
-        So the size is at most the target and no further plane would fit under it. A layer then
-        keeps that *number* of planes as one contiguous run, onto which its present weight is
-        rounded (see :meth:`csq_mini.layers.CSQLayer.freeze`). Make a new optimizer afterwards.
+        Walks the planes from the largest mask logit down and keeps each that still fits, after every layer's floor. In
+        a tie the more significant plane comes first, then the earlier layer. This gives each layer a *number* of
+        planes, which it keeps as one contiguous run, with its present weight rounded onto it (:meth:`Planes.freeze`).
+
+        The other planes are gone: ``q`` is None, and ``p`` and ``n`` are new and shorter. Make the optimizer, the DDP
+        wrapper and EMA copies again after this; the old ones raise an error when they are next used.
+
+        Args:
+            like: a state_dict saved after a freeze, whose numbers of planes are taken, so that it can be loaded next.
 
         Returns:
             Planes kept by layer name.
 
         Raises:
-            ValueError: if the masks are frozen already, or a layer has diverged to NaN or infinity.
+            ValueError: if the masks are frozen already, a layer has diverged to NaN or infinity, or ``like`` is of
+                another model, not frozen, or above the target.
         """
-        if any(layer.frozen for layer in self.layers.values()):
+        if any(planes.frozen for planes in self.layers.values()):
             raise ValueError("the masks are frozen already; convert a fresh model to search again")
-        for name, layer in self.layers.items():
-            if not (layer.weight.isfinite().all() and layer.q.isfinite().all()):
+        for name, planes in self.layers.items():
+            if not (planes().isfinite().all() and planes.q.isfinite().all()):
                 raise ValueError(f"layer {name} has diverged (NaN or infinity): lower its learning rate")
-        counts = self._counts()
-        for name, layer in self.layers.items():
-            layer.freeze(counts[name])
+        counts = self._counts() if like is None else kept_counts(like, self._available())
+        if (size := sum(self.weights[name] * k for name, k in counts.items())) > self._capacity():
+            raise ValueError(f"like keeps {size / self.total:g} bits a weight, above the target {self.target:g}")
+        for name, planes in self.layers.items():
+            planes.freeze(counts[name])
         return counts
 
     def _counts(self) -> dict[str, int]:
         """Planes each layer may keep, counted in whole weights and planes."""
-        counts = dict(self.floor)
+        counts, order = dict(self.floor), []
         room = self._capacity() - sum(self.weights[name] * k for name, k in counts.items())
-        order = []
-        for index, (name, layer) in enumerate(self.layers.items()):
-            logits = layer.q.detach().double().cpu().tolist()
-            ranked = sorted(((-q, -b) for b, q in enumerate(logits)))
+        for index, (name, planes) in enumerate(self.layers.items()):
+            logits = planes.q.detach().double().cpu().tolist()
+            ranked = sorted((-q, -b) for b, q in enumerate(logits))
             order += [(*key, index, name) for key in ranked[counts[name] :]]  # the floor has the best
         for *_, name in sorted(order):
             if self.weights[name] <= room:
@@ -148,38 +146,20 @@ class Budget:
                 room -= self.weights[name]
         return counts
 
+    def _available(self) -> dict[str, int]:
+        return {name: planes.available for name, planes in self.layers.items()}
+
     def _capacity(self) -> int:
         # Through its decimal text: a target of 0.3 means 3/10, not the float just below it.
-        return math.floor(Fraction(repr(self.target)) * self.total)
+        return math.floor(Fraction(repr(self.target)) * sum(self.weights.values()))
 
     def _check_target(self, target: float) -> float:
         low = sum(self.weights[name] * k for name, k in self.floor.items())
-        high = sum(self.weights[name] * layer.planes for name, layer in self.layers.items())
-        number = isinstance(target, Real) and not isinstance(target, bool)
-        self.target = value = float(target) if number else math.nan
-        if not math.isfinite(value) or not low <= self._capacity() or value > high / max(self.total, 1):
-            total = max(self.total, 1)
+        high = sum(self.weights[name] * planes for name, planes in self._available().items())
+        self.target = value = float(target) if isinstance(target, Real) and not isinstance(target, bool) else math.nan
+        if not math.isfinite(value) or not low <= self._capacity() or value > high / self.total:
             raise ValueError(
                 f"target {target!r} cannot be reached: with these floors and planes it must lie between "
-                f"{math.ceil(1e4 * low / total) / 1e4:g} and {high / total:g} bits a weight"
+                f"{math.ceil(1e4 * low / self.total) / 1e4:g} and {high / self.total:g} bits a weight"
             )
         return value
-
-
-def _floors(layers: Mapping[str, CSQLayer], floor: int | Mapping[str, int]) -> dict[str, int]:
-    patterns = dict(floor) if isinstance(floor, Mapping) else {"*": floor}
-    for pattern, k in patterns.items():
-        hits = fnmatch.filter(layers, pattern)
-        if not hits:
-            near = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.3) or list(layers)[:3]
-            raise ValueError(f"floor pattern {pattern!r} matches no layer; near names: {', '.join(near)}")
-        most = min(layers[name].planes for name in hits)
-        if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= most:
-            raise ValueError(f"floor must be an integer from 0 to {most} planes, got {k!r} for {pattern!r}")
-    return {name: next((k for p, k in patterns.items() if fnmatch.fnmatch(name, p)), 1) for name in layers}
-
-
-def _check_strength(strength: float) -> float:
-    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength < math.inf:
-        raise ValueError(f"strength must be a number of at least 0, got {strength!r} (0 only measures)")
-    return float(strength)

@@ -1,12 +1,22 @@
-"""Arguments checked in one place: numbers in their range, names that exist, patterns that match something."""
+"""What is refused, and in which words: numbers, names and patterns; layers that cannot be converted; old optimizers.
+
+Kept apart from the method, so that the method can be read without it.
+"""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 def whole(name: str, value: object, low: int = 0, high: float = math.inf, hint: str = "") -> int:
@@ -19,10 +29,11 @@ def whole(name: str, value: object, low: int = 0, high: float = math.inf, hint: 
 
 def number(name: str, value: object, low: float = 0, high: float = math.inf, hint: str = "") -> float:
     """``value`` as a float, or a ValueError if it is not a finite number from ``low`` to ``high``."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and low <= value <= high):
+    real = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(real) and low <= real <= high):
         span = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ValueError(f"{name} must be a finite number {span}, got {value!r}{hint}")
-    return float(value)
+    return real
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
@@ -44,3 +55,115 @@ def matching(kind: str, pattern: str, names: Iterable[str]) -> list[str]:
             "Patterns match whole dotted names: write 'block.*' for all layers inside block"
         )
     return hits
+
+
+def select(kind: str, named: Mapping[str, T], skip: str | Iterable[str]) -> dict[str, T]:
+    """The things by their first name, each once, without those of which any name matches a pattern of ``skip``.
+
+    A module can be reachable under two names. Raises ValueError as :func:`matching` does.
+    """
+    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
+    skipped = {id(named[hit]) for pattern in patterns for hit in matching(kind, pattern, named)}
+    first = {id(thing): name for name, thing in reversed(list(named.items())) if id(thing) not in skipped}
+    return {name: thing for name, thing in named.items() if first.get(id(thing)) == name}
+
+
+def check_finite(weight: Tensor) -> None:
+    """ValueError if a weight is infinite or not a number."""
+    bad = weight.numel() - int(torch.isfinite(weight).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {weight.numel()} weights are NaN or infinite: "
+            "repair the checkpoint or train with a smaller learning rate"
+        )
+
+
+def check_layer(name: str, layer: Any) -> None:
+    """ValueError if a layer's weight cannot be converted, before anything is changed."""
+    if nn.parameter.is_lazy(layer.weight) or layer.weight.is_meta:
+        raise ValueError(f"{name}.weight has no values yet: run one batch through the model, or load it, first")
+    ours = ("csq", "float_class")
+    taken = [key for key in ours if hasattr(layer, key) and not hasattr(getattr(layer, key), "codes")]
+    if taken:  # a hardened layer's scheme, which has codes, may go
+        raise ValueError(f"{name} ({type(layer).__name__}) has an attribute {taken[0]!r}, a name that the converted "
+                         f"layer needs: rename it in your class, or pass skip=({name!r},)")  # fmt: skip
+    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
+        raise ValueError(
+            f"{name} uses max_norm or sparse gradients, which write into a weight that is computed here: "
+            f"set {name}.max_norm = None and {name}.sparse = False, or skip it"
+        )
+    try:
+        check_finite(layer.weight)
+    except ValueError as error:
+        raise ValueError(f"{name}.weight: {error}") from None
+
+
+def refuse_tied(model: nn.Module, chosen: Mapping[str, Any]) -> None:
+    """ValueError if the weight of a chosen layer is a parameter elsewhere too."""
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(_address(parameter), []).append(f"{path}.{key}".lstrip("."))
+    for module in chosen.values():
+        tied = owners[_address(module.weight)]
+        if len(tied) > 1:
+            raise ValueError(
+                f"{' and '.join(tied)} are one tied parameter, which planes would pull apart: give one of them its "
+                "own copy (m.weight = nn.Parameter(m.weight.detach().clone())), or skip all of these layers"
+            )
+
+
+def _address(parameter: Any) -> int:
+    """Equal for two parameters that are one, or views of one; unique where there is no memory yet."""
+    placed = not (nn.parameter.is_lazy(parameter) or parameter.is_meta) and parameter.numel()
+    return parameter.data_ptr() if placed else -id(parameter)
+
+
+class Retired(nn.Parameter):
+    """A parameter that a freeze has replaced: an optimizer that still holds it is told so, and trains nothing."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(
+            "this optimizer was made before budget.freeze(), which replaced the bit logits: make a new one, with "
+            "csq.parameter_groups(model, ...), after the freeze (and wrap in DDP, copy for EMA, after it too)"
+        )
+
+
+def refuse_old_wrapper(parameter: Tensor) -> None:
+    """RuntimeError if a DDP wrapper is at work that does not know a parameter that the freeze has made."""
+    wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)
+    if wrapper is not None and all(p is not parameter for p in wrapper._module_parameters):
+        raise RuntimeError("this model was wrapped in DDP before budget.freeze(), which replaced the bit logits: "
+                           "wrap the model in DDP again after the freeze")  # fmt: skip
+
+
+def other_phase(name: str, frozen: bool) -> str:
+    """Text of an error for planes that were saved in the other phase than that of the model they are loaded into."""
+    if frozen:
+        return f"{name} was saved before budget.freeze(), and this model is frozen: load it into a model not frozen"
+    return (f"{name} was saved after budget.freeze(), and this model searches: call "
+            "budget.freeze(like=state_dict), then load")  # fmt: skip
+
+
+def floors(planes: Mapping[str, int], floor: int | Mapping[str, int]) -> dict[str, int]:
+    """Planes that each layer keeps at least, from one number or fnmatch patterns; ``planes`` is what each has."""
+    patterns = dict(floor) if isinstance(floor, Mapping) else {"*": floor}
+    for pattern, k in patterns.items():
+        most = min(planes[name] for name in matching("floor", pattern, planes))
+        whole("floor", k, 0, most, hint=f" planes for {pattern!r}")
+    return {name: next((k for p, k in patterns.items() if fnmatch.fnmatch(name, p)), 1) for name in planes}
+
+
+def kept_counts(state: Mapping[str, Tensor], planes: Mapping[str, int]) -> dict[str, int]:
+    """How many planes each layer keeps in a state_dict that was saved after a freeze; ``planes`` is what each has."""
+    counts = {}
+    for name, available in planes.items():
+        key = f"{name}.csq.mask".lstrip(".")
+        if key not in state:
+            raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one has no {key}")
+        if len(state[key]) != available:
+            raise ValueError(f"{key} is of {len(state[key])} planes, the model has {available}")
+        counts[name] = int((state[key] > 0).sum())
+    return counts

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the version that they name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+__version__ = "0.1.0"
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:

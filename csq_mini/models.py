@@ -1,7 +1,8 @@
-"""Networks of the book: a small CNN for digits, ResNet-20 and VGG-19 for CIFAR, ResNets for ImageNet.
+"""Networks, not trained: a small CNN for digits, ResNet-20 and VGG-19 for CIFAR, ResNets for ImageNet.
 
-Every convolution is followed by batch norm, which stays float, and every activation is a module, so
-that :func:`csq_mini.quantize_activations` finds it. :func:`get` finds a network by name.
+Batch norm, which stays float, follows every convolution. Every activation is a module, so that
+:func:`csq_mini.quantize_activations` finds it. Source of the ResNets: He et al. (arXiv 1512.03385); of VGG-19:
+Simonyan and Zisserman (arXiv 1409.1556), table 1, configuration E.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ def _block(conv: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(conv.out_channels), relu=nn.ReLU()))
 
 
-def _start(model: nn.Module) -> None:
-    """Draw the weights of every convolution as He et al. do (arXiv 1502.01852, section 2.2)."""
+def _initialise(model: nn.Module) -> None:
+    """Draw the weights of every convolution as in He et al. (arXiv 1502.01852, section 2.2)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _named(build: Callable[..., nn.Module]) -> Callable[..., Any]:
-    """Notes on the model how it was built, as ``csq_architecture``, so that a packed file can say so."""
+    """Record on the model how it was built (``csq_architecture``), so that a packed file can say it."""
 
     @functools.wraps(build)
     def named(*args: Any, **kwargs: Any) -> nn.Module:
@@ -48,17 +49,10 @@ def _named(build: Callable[..., nn.Module]) -> Callable[..., Any]:
 
 @_named
 def digits_cnn(num_classes: int = 10) -> nn.Sequential:
-    """A depthwise-separable CNN of eight layers for 8x8 images: 1 832 weights, none idle.
+    """A depthwise-separable CNN of eight layers: 1 832 weights, 31 % of them in the largest layer.
 
-    Three 3x3 depthwise layers, each followed by a 1x1 one, between a stem and a linear classifier.
-    The largest layer holds 31 % of the weights. Small layers with much to say beside large ones
-    with less are what makes a mixed-precision scheme worth learning.
-
-    Args:
-        num_classes: size of the output.
-
-    Returns:
-        A module from images ``[batch, 1, 8, 8]`` to logits ``[batch, num_classes]``.
+    Maps images ``[batch, 1, 8, 8]`` to logits ``[batch, num_classes]``. Small, sensitive layers beside
+    large, tolerant ones make a mixed-precision scheme worth learning.
     """
     layers = {
         "stem": _block(_conv(1, 8)),
@@ -75,10 +69,7 @@ def digits_cnn(num_classes: int = 10) -> nn.Sequential:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; a 1x1 convolution where the shape changes.
-
-    Source: He et al., Deep Residual Learning (arXiv 1512.03385), figure 5 left, option B.
-    """
+    """Two 3x3 convolutions and a shortcut: a 1x1 convolution where the shape changes (option B)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -88,7 +79,7 @@ class BasicBlock(nn.Module):
         if stride != 1 or inputs != outputs:
             shortcut = _conv(inputs, outputs, size=1, stride=stride)
             self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
-        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()  # two modules, for they may learn a clip each
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()  # two modules: quantized, each learns its own clip
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu1(self.bn1(self.conv1(x)))
@@ -96,10 +87,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNetCIFAR(nn.Module):
-    """ResNet of depth 6n + 2 for 32x32 images: a stem, three stages of n blocks, a classifier.
-
-    Source: He et al. (arXiv 1512.03385), section 4.2.
-    """
+    """ResNet of depth 6n + 2 for 32x32 images: a stem, three stages of n blocks, a classifier (section 4.2)."""
 
     def __init__(self, blocks: int, num_classes: int):
         super().__init__()
@@ -108,7 +96,7 @@ class ResNetCIFAR(nn.Module):
         self.layer2 = self._stage(16, 32, blocks, stride=2)
         self.layer3 = self._stage(32, 64, blocks, stride=2)
         self.fc = nn.Linear(64, num_classes)
-        _start(self)
+        _initialise(self)
 
     @staticmethod
     def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
@@ -125,14 +113,8 @@ class ResNetCIFAR(nn.Module):
 def resnet20(num_classes: int = 10) -> ResNetCIFAR:
     """ResNet-20 for CIFAR, with 1x1 convolutions as shortcuts: 270 896 weights in 22 layers.
 
-    Args:
-        num_classes: size of the output.
-
-    Returns:
-        A module from images ``[batch, 3, height, width]`` (32 x 32 in CIFAR) to logits
-        ``[batch, num_classes]``. Its parameters are named as in torchvision's ResNets.
-
-    Source: He et al. (arXiv 1512.03385), section 4.2.
+    Maps images ``[batch, 3, 32, 32]`` (or another size) to logits ``[batch, num_classes]``. Its parameters have the
+    names of torchvision's ResNets.
     """
     return ResNetCIFAR(3, num_classes)
 
@@ -141,19 +123,9 @@ def resnet20(num_classes: int = 10) -> ResNetCIFAR:
 def vgg19bn(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     """VGG-19 with batch norm for CIFAR: 20 024 000 weights in 17 layers.
 
-    Five stages of 2, 2, 4, 4 and 4 convolutions, 3x3 without bias, with a max pool between stages.
-    The last pool covers the whole map, and one linear layer takes the place of the original's three,
-    as is usual for CIFAR and as in the official code of CSQ.
-
-    Args:
-        num_classes: size of the output.
-        width: channels of the first stage; the others have 2, 4, 8 and 8 times as many.
-
-    Returns:
-        A module from images ``[batch, 3, height, width]`` (32 x 32 in CIFAR, at least 16 x 16) to
-        logits ``[batch, num_classes]``.
-
-    Source: Simonyan and Zisserman (arXiv 1409.1556), table 1, configuration E.
+    Maps images ``[batch, 3, 32, 32]`` (at least 16 x 16) to logits ``[batch, num_classes]``. Five stages of 2, 2, 4, 4
+    and 4 convolutions have ``width`` times 1, 2, 4, 8 and 8 channels. The last pool covers the whole map, and one
+    linear layer replaces the original's three, as is usual for CIFAR and as in the official code of CSQ.
     """
     layers: dict[str, nn.Module] = {}
     inputs = 3
@@ -163,7 +135,7 @@ def vgg19bn(num_classes: int = 10, width: int = 64) -> nn.Sequential:
             inputs = times * width
         layers[f"pool{stage}"] = nn.MaxPool2d(2) if stage < 5 else nn.AdaptiveMaxPool2d(1)
     model = nn.Sequential(OrderedDict(layers, flatten=nn.Flatten(), fc=nn.Linear(inputs, num_classes)))
-    _start(model)
+    _initialise(model)
     return model
 
 
@@ -171,19 +143,10 @@ def vgg19bn(num_classes: int = 10, width: int = 64) -> nn.Sequential:
 def resnet18(num_classes: int = 1000) -> nn.Module:
     """torchvision's ResNet-18, not trained: 11 678 912 weights in 21 layers.
 
-    :func:`csq_mini.convert` quantizes it as it is, the first and last layers and the 1x1 convolutions
-    of its shortcuts included. It has been tested on small generated images, to train and to harden
-    exactly. Nothing here has been run on ImageNet, and no accuracy on it is claimed.
-
-    Args:
-        num_classes: size of the output.
-
-    Returns:
-        A module from images ``[batch, 3, height, width]`` (224 x 224 in ImageNet) to logits
-        ``[batch, num_classes]``. Its ``relu`` modules serve a whole block each, with one clip where
-        activations are quantized.
-
-    Source: He et al., Deep Residual Learning (arXiv 1512.03385), table 1.
+    Maps images ``[batch, 3, 224, 224]`` (or another size) to logits ``[batch, num_classes]``. :func:`csq_mini.convert`
+    takes it as it is, first layer, last layer and shortcuts included. Each block uses one ``relu`` module throughout,
+    so quantized activations share one clip a block. Tests train and harden it on small generated images; it has not
+    been run on ImageNet.
     """
     import torchvision  # here, so that importing csq_mini needs torch and numpy alone
 
@@ -194,10 +157,8 @@ def resnet18(num_classes: int = 1000) -> nn.Module:
 def resnet50(num_classes: int = 1000) -> nn.Module:
     """torchvision's ResNet-50, not trained: 25 502 912 weights in 54 layers.
 
-    All that is said of :func:`resnet18` holds. With 8 planes the logits alone take 1.6 GB, and 5 GB
-    with their gradients and momentum.
-
-    Source: He et al. (arXiv 1512.03385), table 1, but with the stride in the 3x3 convolutions.
+    All that :func:`resnet18` says holds here. Strides are in the 3x3 convolutions. With 8 planes the bit logits take
+    1.6 GB, and 5 GB with gradients and momentum.
     """
     import torchvision
 
@@ -210,26 +171,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def get(name: str) -> Callable[..., nn.Module]:
-    """The network called ``name`` in the command line, as a function that builds it.
-
-    Raises:
-        ValueError: if there is none, with near names.
-    """
+    """The function that builds the network called ``name``, or a ValueError with near names."""
     if name not in MODELS:
         raise ValueError(unknown("model", name, MODELS))
     return MODELS[name]
 
-
-def pretrained(name: str) -> nn.Module:
-    """A trained and exactly quantized network that comes with the library: "resnet20-cifar10-2bit".
-
-    Returns:
-        A plain module in evaluation mode. ``csq_row`` is the row of results of the run that it came
-        from, with its accuracy; what it wants as input is what that run's data set gives.
-
-    Raises:
-        ValueError: for an unknown name, with near ones.
-    """
-    from .experiments.pretrained import load  # it stands above the models
-
-    return load(name)

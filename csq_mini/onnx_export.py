@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from .activations import LEAST_CLIP, PACT
 from .files import write_whole
-from .conversion import Integers, integers, unwrap
 from .packed.format import weight_key
+from .planes import unwrap
 from .report import stored_bits
+from .scheme import Integers, integers
 
 WIDTHS = (2, 4, 8, 16)
 OPSETS = {2: (25, 13), 4: (21, 10), 8: (21, 10), 16: (21, 10)}

@@ -1,4 +1,4 @@
-"""Parameter groups: which rate and which weight decay each parameter trains with."""
+"""Parameter groups: at which rate, and with which weight decay, each parameter trains."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from .activations import PACT
-from .conversion import unwrap
-from .planes import CSQLayer
+from .planes import Planes, unwrap
 
 
 def parameter_groups(
     model: nn.Module, lr: float, logit_lr: float | None = None, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Parameter groups for any torch optimizer, each with its rate and weight decay.
+    """Parameter groups for any torch optimizer. Call it after :func:`convert`, and again after ``budget.freeze()``.
 
     ==================  ====================================  =============================  ================
     group               parameters                            rate                           decay
@@ -29,13 +28,10 @@ def parameter_groups(
     float weights       everything else                       ``lr``                         ``weight_decay``
     ==================  ====================================  =============================  ================
 
-    A logit decayed to 0 is a bit that has not decided, so logits never decay. The budget pulls at a
-    mask in proportion to its layer's size; with rates in inverse proportion every layer is asked the
-    same question, what a weight of its planes is worth, at the same pace (with equal rates the large
-    layers are closed before the small ones have moved). One change of a scale changes all weights of
-    its layer, hence its rate, the step-size rule of LSQ (arXiv 1902.08153). Decay is what pulls the
-    clip of an activation down (PACT, arXiv 1805.06085). Call this after :func:`convert`, and again
-    after ``budget.freeze()``: the finetune starts with a new optimizer.
+    Logits never decay: one that has gone to 0 is a bit that has not decided. The budget pulls at a mask in proportion
+    to its layer's size, so rates in inverse proportion let all layers move at the same pace; with equal rates the large
+    ones close before the small ones have moved. A scale changes all weights of its layer at once, hence its small rate,
+    the step-size rule of LSQ (arXiv 1902.08153). Decay is what pulls clips down (PACT, arXiv 1805.06085).
 
     Args:
         model: converted or float.
@@ -44,15 +40,15 @@ def parameter_groups(
         weight_decay: at least 0.
 
     Returns:
-        Groups for an optimizer, each with a ``name``; empty ones are left out, and so are
-        parameters that need no gradient.
+        Groups, each with a ``name``. Empty ones are left out, and so are parameters that need no gradient.
     """
     logit_lr = 10 * lr if logit_lr is None else logit_lr
-    sizes = [m.p.shape[1] for m in unwrap(model).modules() if isinstance(m, CSQLayer)]
+    modules = list(unwrap(model).modules())
+    sizes = [m.shape.numel() for m in modules if isinstance(m, Planes)]
     mean = sum(sizes) / max(len(sizes), 1)
     groups: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
-    for module in unwrap(model).modules():
+    for module in modules:
         for key, parameter in module._parameters.items():
             if parameter is None or not parameter.requires_grad or id(parameter) in seen:
                 continue
@@ -67,13 +63,13 @@ def parameter_groups(
 def _group_of(
     module: nn.Module, key: str, parameter: Tensor, lr: float, logit_lr: float, mean: float
 ) -> tuple[str, float]:
-    if isinstance(module, CSQLayer) and key in ("p", "n", "q", "scale"):
-        size = max(module.p.shape[1], 1)
+    if isinstance(module, Planes):
+        size = max(module.shape.numel(), 1)
         if key == "q":
             return f"mask logits, |W| = {size}", lr * min(mean / size, 10)
         if key == "scale":
-            return f"scale, |W| = {size}", lr / math.sqrt(size * (2**module.planes - 1))
+            return f"scale, |W| = {size}", lr / math.sqrt(size * (2**module.available - 1))
         return "bit logits", logit_lr
-    if isinstance(module, PACT) and key == "alpha":
+    if isinstance(module, PACT):
         return "activation clips", lr
     return "norms and biases" if parameter.ndim <= 1 else "float weights", lr

@@ -1,20 +1,22 @@
-"""What a scheme looks like: one row a layer, and the totals, in bits and in bytes.
+"""What a scheme looks like: a line a layer, and the totals, in bits and in bytes.
 
-Three sizes are kept apart. *Paper bits* count the planes a layer keeps, as papers do; *stored bits*
-are what its integers need in a file, sign included; *bytes* are stored bits of all weights, rounded
-up. Source: CSQ (arXiv 2212.02770) for paper bits; the rest is counted from the integers.
+Three sizes are kept apart. *Paper bits* count the planes a layer keeps, as papers do (CSQ, arXiv 2212.02770).
+*Stored bits* are what its integers need in a file, sign included. *Bytes* are the stored bits of all its weights,
+rounded up.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .conversion import integers, schemes, unwrap
+from .planes import unwrap
+from .scheme import schemes
 
 if TYPE_CHECKING:
     import pandas
@@ -127,43 +129,44 @@ class Report:
 
 
 def report(model: nn.Module) -> Report:
-    """What every layer of a converted or hardened model keeps, all gates hard.
-
-    Args:
-        model: converted (its present hard scheme is reported) or hardened.
-
-    Returns:
-        A :class:`Report`.
+    """What every layer of a hardened model keeps, or of a converted one as it is at present, all gates hard.
 
     Raises:
         ValueError: if the model has no quantized layer.
     """
-    found, codes = schemes(model), integers(model)
-    weights = sum(i.codes.numel() for i in codes.values())
-    rows = []
-    for name, (layer, scheme) in found.items():
-        ints = codes[name].codes
-        bits = stored_bits(ints)
-        rows.append(LayerReport(
-            name, getattr(layer, "float_class", type(layer)).__name__, tuple(ints.shape), ints.numel(),
-            scheme.planes, len(scheme.kept), len(scheme.filled), bits,
-            math.ceil(ints.numel() * bits / 8), ints.numel() / max(weights, 1),
-        ))  # fmt: skip
-    return Report(rows, _total(model, rows))
+    found = schemes(model)
+    kinds = {name: getattr(layer, "float_class", type(layer)).__name__ for name, (layer, _) in found.items()}
+    layers = [(k, kinds[k], tuple(s.codes.shape), s.planes, stored_bits(s.codes)) for k, (_, s) in found.items()]
+    ours = {f"{name}.weight".lstrip(".") for name in found}
+    prefixes = tuple(f"{name}.csq.".lstrip(".") for name in found)
+    state = unwrap(model).state_dict()
+    rest = [t for key, t in state.items() if key not in ours and not key.startswith(prefixes)]
+    return tabulate(layers, sum(t.numel() for t in rest), sum(t.numel() * t.element_size() for t in rest))
 
 
-def _total(model: nn.Module, rows: list[LayerReport]) -> Total:
-    weights = sum(row.weights for row in rows)
-    planes = {f"{r.name}.{k}".lstrip(".") for r in rows for k in ("weight", "p", "n", "q", "scale", "beta", "mask")}
-    rest = [t for key, t in unwrap(model).state_dict().items() if key not in planes]
-    float_bytes = sum(t.numel() * t.element_size() for t in rest)
-    return Total(
+def tabulate(
+    layers: Sequence[tuple[str, str, tuple[int, ...], str, int]], float_values: int, float_bytes: int
+) -> Report:
+    """The report of layers given as (name, kind, shape, planes, stored bits), and of what stays float."""
+    weights = sum(math.prod(shape) for _, _, shape, _, _ in layers)
+    rows = [_line(*layer, weights) for layer in layers]
+    total = Total(
         layers=len(rows),
         weights=weights,
         paper_bits=sum(r.weights * r.paper_bits for r in rows) / max(weights, 1),
         stored_bits=sum(r.weights * r.stored_bits for r in rows) / max(weights, 1),
         bytes=sum(r.bytes for r in rows) + torch.float32.itemsize * len(rows),
-        float_values=sum(t.numel() for t in rest),
+        float_values=float_values,
         float_bytes=float_bytes,
         original_bytes=torch.float32.itemsize * weights + float_bytes,
     )
+    return Report(rows, total)
+
+
+def _line(name: str, kind: str, shape: tuple[int, ...], planes: str, bits: int, total: int) -> LayerReport:
+    weights = math.prod(shape)
+    return LayerReport(
+        name=name, kind=kind, shape=shape, weights=weights, planes=planes,
+        paper_bits=len(planes) - planes.count("."), filled=planes.count("F"), stored_bits=bits,
+        bytes=math.ceil(weights * bits / 8), share=weights / max(total, 1),
+    )  # fmt: skip

@@ -14,10 +14,15 @@ import threading
 import time
 
 import numpy as np
-from torchvision import datasets
 
-CLASS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion_mnist": datasets.FashionMNIST}
 FOLDER = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "fashion_mnist": "FashionMNIST/raw"}
+
+
+def torchvision_class(name):
+    """torchvision's class of a published set, imported where a test needs it: collecting tests stays fast."""
+    from torchvision import datasets
+
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion_mnist": datasets.FashionMNIST}[name]
 
 
 def md5(content):
@@ -25,7 +30,7 @@ def md5(content):
 
 
 class Python2(pickle._Pickler):
-    """Text as Python 2 wrote it, and so the published CIFAR files: as bytes of no known encoding."""
+    """Writes text as Python 2 did, and so as the published CIFAR files have it: as bytes of no known encoding."""
 
     def save_str(self, text):
         self.write(pickle.SHORT_BINSTRING + bytes([len(text)]) + text.encode())
@@ -83,13 +88,14 @@ def fashion_files():
 
 
 def publish(monkeypatch, name, address="http://127.0.0.1:9/"):
-    """Make torchvision expect a small data set at ``address``: (files of its folder, what can be downloaded)."""
+    """Make torchvision expect a small data set at ``address``; returns its files, and what can be downloaded."""
+    published = torchvision_class(name)
     if name == "fashion_mnist":
         files = fashion_files()
-        monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
-        monkeypatch.setattr(datasets.FashionMNIST, "resources", [(k, md5(v)) for k, v in files.items()])
+        monkeypatch.setattr(published, "mirrors", [address])
+        monkeypatch.setattr(published, "resources", [(k, md5(v)) for k, v in files.items()])
         return files, files
-    cifar, files = CLASS[name], cifar_files(name)
+    cifar, files = published, cifar_files(name)
     *train, test, meta = ([k, md5(v)] for k, v in files.items())
     archive = tar_of(cifar.base_folder, files)
     monkeypatch.setattr(cifar, "train_list", train)

@@ -8,6 +8,7 @@ from hypothesis import settings
 from torch import nn
 
 import csq_mini as csq
+from csq_mini.planes import Planes
 
 torch.set_num_threads(1)
 settings.register_profile("csq", deadline=None, max_examples=60, derandomize=True)
@@ -40,18 +41,37 @@ def converted(model=None, planes=8):
 
 
 def layers_of(model):
-    return {name: m for name, m in model.named_modules() if hasattr(m, "q") and hasattr(m, "p")}
+    """The planes of a model's converted layers by the layer's name."""
+    return {name.rpartition(".")[0]: m for name, m in model.named_modules() if isinstance(m, Planes)}
+
+
+@torch.no_grad()
+def codes_of(planes):
+    """The integers of a layer in units of plane 0 with every gate hard, one row of logits after the other."""
+    kept = [b for b in range(planes.available) if planes.open[b]] if planes.frozen else range(planes.available)
+    codes = torch.zeros(planes.p.shape[1], dtype=torch.int64)
+    for b, p, n in zip(kept, planes.p, planes.n):
+        codes += 2**b * planes.open[b] * ((p > 0).long() - (n > 0).long())
+    return codes
+
+
+@torch.no_grad()
+def set_codes(planes, codes):
+    """Give a layer that still searches these integers: logits of +-0.5."""
+    for b in range(planes.available):
+        for logits, sign in ((planes.p, 1), (planes.n, -1)):
+            logits[b] = (((codes.flatten() * sign).clamp(min=0) >> b) & 1) - 0.5
 
 
 @torch.no_grad()
 def shake(model, seed=0, zeros=0.1):
     """Random logits, some exactly zero, and random scales: a converted model somewhere in its training."""
     generator = torch.Generator().manual_seed(seed)
-    for layer in layers_of(model).values():
-        for logits in (layer.p, layer.n, layer.q):
+    for planes in layers_of(model).values():
+        for logits in (planes.p, planes.n, *([] if planes.frozen else [planes.q])):
             values = torch.randn(logits.shape, generator=generator)
             logits.copy_(values * (torch.rand(logits.shape, generator=generator) > zeros))
-        layer.scale.mul_(0.5 + torch.rand((), generator=generator))
+        planes.scale.mul_(0.5 + torch.rand((), generator=generator))
     return model
 
 

@@ -8,6 +8,7 @@ import torch
 
 import csq_mini as csq
 from csq_mini import cli
+from csq_mini.experiments import pretrained
 
 TINY = ["--set", "search_epochs=1", "--set", "finetune_epochs=1", "--set", "batch_size=256", "--quiet"]
 HEAVY = ("matplotlib", "seaborn", "pandas", "sklearn", "torchvision", "tqdm", "ipywidgets")
@@ -53,7 +54,12 @@ def test_train_without_a_target_prints_no_empty_report(capsys):
     assert "None" not in out and "accuracy" in out and "hardened" not in out
 
 
-def test_set_takes_whatever_a_recipe_takes(monkeypatch):
+FIELDS = {"skip=0.*,9": ("0.*", "9"), "lr=0.05": 0.05, "lr=5e-2": 0.05, "logit_lr=None": None, "planes=4": 4,
+          "growth=False": False, "growth=no": False, "one_rate=True": True, "one_rate=yes": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FIELDS)
+def test_set_takes_whatever_a_recipe_takes(text, monkeypatch):
     seen = {}
 
     def fit(model, data, recipe, **options):
@@ -61,10 +67,8 @@ def test_set_takes_whatever_a_recipe_takes(monkeypatch):
         raise ValueError("enough")
 
     monkeypatch.setattr(cli, "fit", fit)
-    cli.main(
-        ["train", "digits", "--set", "skip=0.*,9", "--set", "lr=0.05", "--set", "logit_lr=None", "--set", "planes=4"]
-    )
-    assert (seen["skip"], seen["lr"], seen["logit_lr"], seen["planes"]) == (("0.*", "9"), 0.05, None, 4)
+    cli.main(["train", "digits", "--set", text])
+    assert seen[text.partition("=")[0]] == FIELDS[text]
 
 
 BAD = {
@@ -78,17 +82,34 @@ BAD = {
     "nan": (["digits", "--target", "nan"], "target.*nan"),
     "device": (["digits", "--device", "abacus"], "abacus"),
     "planes": (["digits", "--set", "planes=9"], "planes.*1 to 8.*9"),
+    "yes or no": (["digits", "--set", "growth=maybe"], "growth must be True or False, got 'maybe'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_an_error_of_the_user_s_ends_in_one_line_and_exit_code_2(case, tmp_path, capsys):
+def test_a_wrong_argument_ends_in_one_line_and_exit_code_2(case, tmp_path, capsys):
     arguments, message = BAD[case]
     assert cli.main(["train", *arguments, "--run-dir", str(tmp_path / "run"), *TINY]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("csq-mini: ") and err.count("\n") == 1
     assert re.search(message, err)
     assert not (tmp_path / "run").exists()
+
+
+def test_reproduce_passes_on_what_was_asked_for(monkeypatch, capsys):
+    asked = []
+    row = pretrained.row("resnet20-cifar10-2bit")
+    monkeypatch.setattr(cli, "reproduce", lambda **options: asked.append(options) or row)
+    assert cli.main(["reproduce", "csq"]) == 0
+    assert cli.main(["reproduce", "no-masks", "--results", "rows", "--keep", "--target", "3", "--seed", "1", "--quiet",
+                     "--model", "digits_cnn", "--data", "digits", "--epochs", "4", "--activation-bits", "5"]) == 0
+    usual = {"method": "csq", "model": "resnet20", "data": "cifar10", "target": 2.0, "seed": 0, "profile": "smoke",
+             "activation_bits": None, "epochs": None, "start": None, "device": None, "run_dir": None,
+             "data_root": None, "results": "results", "keep": False, "progress": True}  # fmt: skip
+    other = {"method": "no-masks", "results": "rows", "keep": True, "target": 3.0, "seed": 1, "progress": False,
+             "model": "digits_cnn", "data": "digits", "epochs": 4, "activation_bits": 5}  # fmt: skip
+    assert asked == [usual, usual | other]
+    assert f"{row.key}: accuracy 0.9017 at 1.9" in capsys.readouterr().out
 
 
 def test_a_folder_in_use_ends_in_one_line(tmp_path, capsys):
@@ -123,6 +144,13 @@ def test_doctor_names_versions_device_threads_and_data(capsys, tmp_path, monkeyp
     ):
         assert text in out
     assert "  csq-mini" not in out  # an extra that asks for another is no package
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_doctor_names_the_book_only_where_it_is(there, capsys, monkeypatch):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: there or None)
+    assert cli.main(["doctor"]) == 0
+    assert ("csq_book" in capsys.readouterr().out) is there
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(capsys, monkeypatch):

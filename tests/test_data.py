@@ -7,50 +7,62 @@ from hypothesis import strategies as st
 import csq_mini as csq
 from csq_mini.data import Data, digits
 from csq_mini.data.dataset import stratified_order
+from csq_mini.data.transforms import CropFlip, Normalise
 
-FOLDS = [digits(fold) for fold in range(5)]
+
+@pytest.fixture(scope="module")
+def folds():
+    return [digits(fold) for fold in range(5)]
 
 
 def keys(x):
     return [bytes((image.flatten() * 8 + 8).to(torch.uint8).tolist()) for image in x]
 
 
-def test_digits_are_scaled_to_one_and_shaped_as_images():
-    for x, y in (FOLDS[0].train, FOLDS[0].valid, FOLDS[0].test):
+def test_digits_are_scaled_to_one_and_shaped_as_images(folds):
+    for x, y in (folds[0].train, folds[0].valid, folds[0].test):
         assert x.shape[1:] == (1, 8, 8) and x.dtype == torch.float32 and y.dtype == torch.int64
         assert x.min() >= -1 and x.max() <= 1 and torch.equal((x + 1) * 8, ((x + 1) * 8).round())
-    assert FOLDS[0].train[0].min() == -1 and FOLDS[0].train[0].max() == 1
+    assert folds[0].train[0].min() == -1 and folds[0].train[0].max() == 1
 
 
-@pytest.mark.parametrize("data", FOLDS)
-def test_the_splits_of_a_fold_share_no_image_and_hold_all(data):
+@pytest.mark.parametrize("fold", range(5))
+def test_the_splits_of_a_fold_share_no_image_and_hold_all(fold, folds):
+    data = folds[fold]
     splits = [set(keys(x)) for x, _ in (data.train, data.valid, data.test)]
     assert not splits[0] & splits[1] and not splits[0] & splits[2] and not splits[1] & splits[2]
     assert sum(len(x) for x, _ in (data.train, data.valid, data.test)) == 1797
     assert len(data.valid[0]) == pytest.approx((1797 - len(data.test[0])) / 10, abs=1)
 
 
-def test_every_image_is_tested_once_over_the_folds():
-    tested = [key for data in FOLDS for key in keys(data.test[0])]
+def test_every_image_is_tested_once_over_the_folds(folds):
+    tested = [key for data in folds for key in keys(data.test[0])]
     assert len(tested) == len(set(tested)) == 1797
 
 
-@pytest.mark.parametrize("data", FOLDS)
-def test_the_splits_are_stratified(data):
-    for _, y in (data.train, data.valid, data.test):
+@pytest.mark.parametrize("fold", range(5))
+def test_the_splits_are_stratified(fold, folds):
+    for _, y in (folds[fold].train, folds[fold].valid, folds[fold].test):
         counts = y.bincount(minlength=10)
         assert (counts - len(y) / 10).abs().max() <= 0.012 * len(y) + 1
 
 
-def test_the_split_is_the_same_every_time_and_another_for_another_seed():
+def test_the_split_is_the_same_every_time_and_another_for_another_seed(folds):
     again, other = digits(2), digits(2, seed=1)
-    assert torch.equal(again.train[0], FOLDS[2].train[0]) and torch.equal(again.valid[1], FOLDS[2].valid[1])
-    assert not torch.equal(other.test[0], FOLDS[2].test[0][: len(other.test[0])])
+    assert torch.equal(again.train[0], folds[2].train[0]) and torch.equal(again.valid[1], folds[2].valid[1])
+    assert not torch.equal(other.test[0], folds[2].test[0][: len(other.test[0])])
 
 
-@pytest.mark.parametrize("options", [{"fold": 5}, {"fold": -1}, {"folds": 1}, {"folds": 101}, {"fold": 2, "folds": 2}])
-def test_a_fold_out_of_range_is_refused(options):
-    with pytest.raises(ValueError, match=rf"fold.*got fold {options.get('fold', 0)} of {options.get('folds', 5)}"):
+@pytest.mark.parametrize("options, message", [
+    ({"fold": 5}, "fold must be a whole number from 0 to 4, got 5"),
+    ({"fold": -1}, "fold must be a whole number from 0 to 4, got -1"),
+    ({"fold": 2, "folds": 2}, "fold must be a whole number from 0 to 1, got 2"),
+    ({"folds": 1}, "folds must be a whole number from 2 to 100, got 1"),
+    ({"folds": 101}, "folds must be a whole number from 2 to 100, got 101"),
+    ({"folds": 2.5}, "folds must be a whole number from 2 to 100, got 2.5"),
+])  # fmt: skip
+def test_a_fold_out_of_range_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         digits(**options)
 
 
@@ -102,9 +114,9 @@ def test_a_split_that_does_not_exist_is_refused():
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_batch_of_nothing_is_refused(size):
-    with pytest.raises(ValueError, match=f"at least 1 image, got a size of {size}"):
+    with pytest.raises(ValueError, match=f"batch size must be a whole number of at least 1, got {size}"):
         numbered(4).batches("train", size)
-    with pytest.raises(ValueError, match=f"at least 1 image, got a size of {size}"):
+    with pytest.raises(ValueError, match=f"batch size must be a whole number of at least 1, got {size}"):
         numbered(4).training_batch(size, 0, 0)
 
 
@@ -171,6 +183,35 @@ def test_only_training_batches_are_augmented_and_all_are_prepared():
 def test_a_batch_larger_than_the_data_is_the_data():
     x, y = numbered(6).training_batch(100, 0, 3)
     assert sorted(y.tolist()) == list(range(6)) and torch.equal(x.flatten().long(), y)
+
+
+def photographs(augment):
+    x = torch.randint(0, 256, (40, 3, 12, 12), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    split = (x, torch.arange(40) % 10)
+    return Data("photographs", split, split, split, augment, Normalise((0.4,) * 3, (0.2,) * 3), 10)
+
+
+@pytest.mark.parametrize("augment", [None, CropFlip(12, pad=2), add_noise], ids=["nothing", "crop and flip", "noise"])
+def test_the_shares_of_a_batch_are_those_of_the_whole_batch_to_the_bit(augment):
+    data = photographs(augment)
+    for step in range(4):
+        x, y = data.training_batch(15, 7, step)
+        for rank in range(3):
+            share_x, share_y = data.training_batch(15, 7, step, slice(rank, None, 3))
+            assert torch.equal(share_x, x[rank::3]) and torch.equal(share_y, y[rank::3])
+
+
+def test_a_share_crops_its_own_images_alone(monkeypatch):
+    cropped, apply = [], CropFlip.apply
+    monkeypatch.setattr(CropFlip, "apply", lambda self, x, drawn: cropped.append(len(x)) or apply(self, x, drawn))
+    photographs(CropFlip(12, pad=2)).training_batch(15, 7, 0, slice(1, None, 3))
+    assert cropped == [5]
+
+
+def test_another_augmentation_gets_the_whole_batch():
+    seen = []
+    data = photographs(lambda x, generator: seen.append(len(x)) or x)
+    assert len(data.training_batch(15, 7, 0, slice(1, None, 3))[1]) == 5 and seen == [15]
 
 
 def test_moving_keeps_all_but_the_device():

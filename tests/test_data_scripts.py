@@ -8,15 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import torchvision
-from archives import CLASS, FOLDER, damage, publish, put, server, tree, write
+from archives import FOLDER, damage, publish, put, server, torchvision_class, tree, write
 
 import csq_mini as csq
 from csq_mini import cli
 from csq_mini.data import fetch
 
 SCRIPTS = Path(__file__).parent.parent / "data_scripts"
-NAMES = list(CLASS)
+NAMES = list(FOLDER)
 
 
 @pytest.fixture
@@ -51,7 +50,8 @@ def test_a_download_is_whole_and_a_second_run_downloads_nothing(name, loopback, 
     assert {k: there[k] for k in files} == files
     assert [p.name for p in (tmp_path / "data").iterdir()] == [FOLDER[name].partition("/")[0]]
     assert getattr(csq.data, name)(valid=10).name == name
-    assert len(CLASS[name]("data", train=True, download=False)) > len(CLASS[name]("data", train=False))
+    train, test = (torchvision_class(name)("data", train=train, download=False) for train in (True, False))
+    assert len(train) > len(test) > 0
     asked = len(loopback.asked)
     code, out, _ = run(monkeypatch, capsys, name)
     assert code == 0 and "there already and whole" in out and len(loopback.asked) == asked
@@ -116,7 +116,7 @@ def test_an_interrupted_download_leaves_nothing(monkeypatch, capsys, tmp_path, l
         raise KeyboardInterrupt
 
     publish(monkeypatch, "cifar10")
-    monkeypatch.setattr(torchvision.datasets.utils, "download_url", interrupt)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", interrupt)
     assert run(monkeypatch, capsys, "cifar10") == (130, "", "stopped: nothing was changed")
     assert tree(tmp_path) == {}
 
@@ -137,7 +137,7 @@ def test_a_copy_is_taken_without_network(name, kind, monkeypatch, capsys, tmp_pa
     assert code == 0, error
     there = tree(tmp_path / "sets" / FOLDER[name])
     assert {k: there[k] for k in files} == files and tree(tmp_path / "copy") == before
-    assert len(CLASS[name]("sets", train=True, download=False)) > 0
+    assert len(torchvision_class(name)("sets", train=True, download=False)) > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,8 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import lzma
 import math
 import re
+from pathlib import Path
 
 import pandas
 import pytest
@@ -12,12 +14,13 @@ import torch
 from conftest import same_state
 
 import csq_mini as csq
-from csq_mini.experiments import reproduce as experiments
-from csq_mini.experiments import rows
 from csq_mini.activations import activation_bits
-from csq_mini.experiments.reproduce import METHODS, PROFILES, SETUPS, plan, read_state
-from csq_mini.experiments.rows import Row, load_history, load_rows, read_row, write_row
+from csq_mini.experiments import reproduce as experiments
+from csq_mini.experiments.plans import METHODS, PROFILES, SETUPS, plan
+from csq_mini.experiments.reproduce import read_state
+from csq_mini.experiments.rows import Row, commit, load_history, load_rows, read_row, where, write_row
 
+BOOK = Path(__file__).resolve().parents[1] / "book/results/rows"
 DIGITS = {"model": "digits_cnn", "data": "digits", "target": 3.0, "progress": False, "device": "cpu"}
 
 
@@ -59,11 +62,18 @@ def test_the_row_is_that_of_fit_itself(done):
 
 def test_the_model_kept_beside_the_row_is_the_one_the_row_is_about(done):
     folder, row = done
-    file = folder / "rows" / f"{row.key}.pt.xz"
-    model, data = csq.models.digits_cnn(), csq.data.digits()
-    model.load_state_dict(read_state(file))
-    assert csq.evaluate(model, data) == row.accuracy
-    assert same_state(model.state_dict(), torch.load(folder / "run" / "model.pt", weights_only=True))
+    file = folder / "rows" / f"{row.key}.safetensors"
+    assert csq.evaluate(csq.load_packed(file), csq.data.digits()) == row.accuracy
+    assert file.read_bytes() == (folder / "run" / "model.safetensors").read_bytes()
+    assert {name: layer.planes for name, layer in csq.verify_packed(file).layers.items()} == row.scheme
+
+
+def test_a_float_model_is_kept_as_its_state(tmp_path):
+    row = digits(tmp_path, "float", keep=True, epochs=1)
+    model = csq.models.digits_cnn()
+    model.load_state_dict(read_state(tmp_path / "rows" / f"{row.key}.pt"))
+    assert csq.evaluate(model, csq.data.digits()) == row.accuracy
+    assert row.paper_bits == 32 and row.bytes == row.original_bytes and row.scheme == {}
 
 
 def test_the_history_beside_the_row_reads_back(done):
@@ -79,6 +89,14 @@ def test_what_is_done_is_not_run_again(done, monkeypatch):
     assert digits(folder) == row
 
 
+def test_rows_go_to_the_folder_results_if_nothing_is_said(done, monkeypatch, tmp_path):
+    folder, row = done
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").symlink_to(folder / "rows")
+    monkeypatch.setattr(experiments, "fit", lambda *a, **k: pytest.fail("did not look into results"))
+    assert csq.reproduce("csq", **DIGITS) == row
+
+
 def test_what_was_done_with_another_recipe_or_start_is_run_again(tmp_path, done):
     folder, row = done
     rows_there = tmp_path / "rows"
@@ -89,8 +107,8 @@ def test_what_was_done_with_another_recipe_or_start_is_run_again(tmp_path, done)
     write_row(rows_there, old, pandas.DataFrame({"epoch": [1]}))
     again = digits(tmp_path)
     assert again.recipe == row.recipe and again.history_digest == row.history_digest
-    started = digits(tmp_path, start=folder / "rows" / f"{row.key}.pt.xz", run_dir=tmp_path / "other")
-    assert started.start.startswith(f"{row.key}.pt.xz, sha256 ") and started.start_accuracy == row.accuracy
+    started = digits(tmp_path, start=folder / "rows" / f"{row.key}.safetensors", run_dir=tmp_path / "other")
+    assert started.start.startswith(f"{row.key}.safetensors, sha256 ") and started.start_accuracy == row.accuracy
     assert started.key == "digits_cnn-digits-pretrained-csq-w3-smoke-seed0"  # replaces no run from random weights
     assert read_row(rows_there / f"{started.key}.json") == started and read_row(rows_there / f"{row.key}.json") == again
 
@@ -149,9 +167,7 @@ def test_every_method_runs_and_quantizes_as_it_should(tmp_path):
 def test_activation_bits_are_in_the_model_and_in_the_key(tmp_path):
     row = digits(tmp_path, activation_bits=3)
     assert row.key == "digits_cnn-digits-csq-w3-a3-smoke-seed0" and row.activation_bits == 3
-    model = csq.models.digits_cnn()
-    csq.quantize_activations(model, 3)
-    model.load_state_dict(torch.load(tmp_path / "run" / "model.pt", weights_only=True))
+    model = csq.load_packed(tmp_path / "run" / "model.safetensors")
     assert csq.evaluate(model, csq.data.digits()) == row.accuracy and set(activation_bits(model).values()) == {3}
 
 
@@ -167,7 +183,7 @@ def test_every_setup_has_its_recipe_model_and_data():
     assert set(SETUPS) == set(csq.recipes.RECIPES)
 
 
-def test_the_paper_s_setting_is_converted_as_documented():
+def test_the_setting_of_the_paper_is_converted_as_documented():
     paper = csq.recipes.get("paper-resnet20")
     assert (paper.search_epochs + paper.finetune_epochs, paper.batch_size, paper.lr) == (600, 256, 0.1)
     assert (paper.weight_decay, paper.warmup_epochs, paper.beta_end, paper.planes) == (5e-4, 5, 200, 8)
@@ -183,7 +199,7 @@ def test_the_paper_s_setting_is_converted_as_documented():
     ({"data": "cifar10"}, "no recipe for digits_cnn on cifar10; there are .*digits_cnn on digits"),
     ({"target": math.nan}, "target .*nan"), ({"target": 99.0}, "target 99.0 cannot be reached"),
     ({"seed": -1}, "seed .*-1"), ({"activation_bits": 9}, "activation.bits .*9"),
-    ({"epochs": 0}, "nothing to train"),
+    ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
 ])  # fmt: skip
 def test_bad_parameters_are_named_and_nothing_is_written(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
@@ -210,17 +226,21 @@ def test_a_missing_or_damaged_or_foreign_start_is_named(tmp_path):
     assert not (tmp_path / "run").exists() and not (tmp_path / "rows").exists()
 
 
-def test_checkpoints_of_all_three_kinds_are_read(tmp_path):
+def test_checkpoints_of_every_kind_are_read(tmp_path):
     from safetensors.torch import save_file
 
     state = csq.models.digits_cnn().state_dict()
     torch.save(state, tmp_path / "a.pt")
+    (tmp_path / "a.pt.xz").write_bytes(lzma.compress((tmp_path / "a.pt").read_bytes()))
     save_file(state, tmp_path / "a.safetensors")
-    rows.save_plain(csq.models.digits_cnn(), tmp_path / "b.pt.xz")
-    assert same_state(read_state(tmp_path / "a.pt"), state)
-    assert same_state(dict(sorted(read_state(tmp_path / "a.safetensors").items())), dict(sorted(state.items())))
-    fresh = csq.models.digits_cnn()
-    fresh.load_state_dict(read_state(tmp_path / "b.pt.xz"))
+    for name in ("a.pt", "a.pt.xz", "a.safetensors"):
+        assert same_state(dict(sorted(read_state(tmp_path / name).items())), dict(sorted(state.items()))), name
+
+
+def test_a_packed_file_is_a_checkpoint_too(done):
+    folder, row = done
+    file = folder / "rows" / f"{row.key}.safetensors"
+    assert same_state(read_state(file), csq.load_packed(file).state_dict())
 
 
 @pytest.mark.parametrize("content, message", [
@@ -239,15 +259,15 @@ def test_no_rows_are_an_empty_table_with_all_columns(tmp_path):
 
 
 def test_every_row_in_the_book_can_be_read_and_names_its_start_by_digest():
-    table = load_rows()
-    assert table["accuracy"].between(0, 1).all() and not table["key"].duplicated().any()
+    table = load_rows(BOOK)
+    assert len(table) and table["accuracy"].between(0, 1).all() and not table["key"].duplicated().any()
     assert table["start"].dropna().str.fullmatch(r"[\w.-]+, sha256 [0-9a-f]{16}").all()
     assert set(table["method"]) <= set(METHODS) and set(table["profile"]) <= set(PROFILES)
     assert not table["commit"].isna().any()
 
 
 def test_every_row_in_the_book_was_made_by_the_recipe_as_it_is_now():
-    for row in (read_row(file) for file in sorted(rows.default_results().glob("*.json"))):
+    for row in (read_row(file) for file in sorted(BOOK.glob("*.json"))):
         epochs = row.search_epochs + row.finetune_epochs if "epochs" in row.key else None
         recipe = plan(row.method, row.model, row.data, row.target or 2.0, row.seed, row.profile,
                       activation_bits=row.activation_bits, epochs=epochs)  # fmt: skip
@@ -259,4 +279,27 @@ def test_real_images_train_and_keep_their_budget(cifar10_root, tmp_path, monkeyp
     row = csq.reproduce("csq", target=3.0, data_root=cifar10_root, results=tmp_path, run_dir=tmp_path / "run",
                         keep=True, progress=False, device="cpu")  # fmt: skip
     assert row.data == "cifar10" and row.train_images == 256 and row.paper_bits <= 3.0 and len(row.scheme) == 22
-    assert (tmp_path / f"{row.key}.pt.xz").stat().st_size < row.original_bytes / 5  # few distinct weights pack well
+    assert (tmp_path / f"{row.key}.safetensors").stat().st_size < row.original_bytes / 5
+
+
+def test_where_names_device_hardware_versions_and_commit():
+    here = where("cpu")
+    assert list(here) == ["device", "hardware", "versions", "commit"] and here["device"] == "cpu"
+    assert here["hardware"]["cpu"] and here["hardware"]["gpu"] is None
+    assert here["hardware"]["threads"] == torch.get_num_threads()
+    assert here["versions"]["csq_mini"] == csq.__version__ and here["versions"]["torch"] == torch.__version__
+    assert where()["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    json.dumps(here)
+
+
+def test_the_commit_is_marked_where_the_code_was_changed_since(monkeypatch, tmp_path):
+    git = tmp_path / "git"
+    git.write_text('#!/bin/sh\ncase "$1" in rev-parse) echo 0123456789ab;; status) printf "$CHANGED";; esac\n')
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CHANGED", "")
+    assert commit() == "0123456789ab"
+    monkeypatch.setenv("CHANGED", " M cli.py")
+    assert commit() == "0123456789ab+"
+    git.write_text("#!/bin/sh\nexit 128\n")
+    assert commit() is None

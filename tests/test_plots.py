@@ -52,14 +52,15 @@ def test_bits_draws_the_average_and_a_row_a_layer(result, target, tmp_path):
     assert (target in [line.get_ydata()[0] for line in top.lines]) == (target is not None)
 
 
-def test_scheme_draws_a_square_a_plane_in_its_colour(tmp_path):
+def test_scheme_draws_a_square_for_each_plane_in_its_colour(tmp_path):
     model = shake(converted(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))), 1)
     csq.Budget(model, 4.0).freeze()
     report = csq.report(model)
     ax, side = drawn(csq.plots.scheme(report), tmp_path)
-    assert len(ax.patches) == 16
-    marks = "".join(row.planes for row in report.rows)
-    colors = {mark: {p.get_facecolor() for p, m in zip(ax.patches, marks) if m == mark} for mark in set(marks)}
+    squares = {(round(p.get_x()), round(p.get_y() + 0.4)): p.get_facecolor() for p in ax.patches}
+    assert len(squares) == len(ax.patches) == 16
+    marks = {(x, y): mark for y, row in enumerate(report.rows) for x, mark in enumerate(row.planes)}
+    colors = {mark: {squares[place] for place in marks if marks[place] == mark} for mark in set(marks.values())}
     assert all(len(c) == 1 for c in colors.values()) and len(set.union(*colors.values())) == len(colors) >= 2
     assert [bar.get_width() for bar in side.patches] == pytest.approx([100 * row.share for row in report.rows])
 
@@ -83,69 +84,13 @@ def test_a_style_does_not_outlive_its_block():
     assert matplotlib.rcParams == before
 
 
-# Figures of results
+def test_colors_stand_out_from_a_white_and_from_a_dark_page():
+    def light(color):
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear))
 
-
-def row_of(model, planes, **fields):
-    from test_verdicts import made_up
-
-    return made_up(model=model, scheme=planes, **fields)
-
-
-def test_a_scheme_of_a_row_takes_the_shares_from_its_network(tmp_path):
-    planes = {"stem.conv": "1111....", "fc": "..1F...."}
-    row = row_of("digits_cnn", planes, data="digits", profile="smoke", gpu=None)
-    ax, side = drawn(csq.plots.scheme(row), tmp_path)
-    assert [label.get_text() for label in ax.get_yticklabels()] == list(planes) and len(ax.patches) == 16
-    model = csq.models.digits_cnn()
-    counts = [model.get_submodule(name).weight.numel() for name in planes]
-    assert [bar.get_width() for bar in side.patches] == pytest.approx([100 * n / sum(counts) for n in counts])
-    wide = row_of("resnet20", {"conv1": "1.......", "fc": "1......."}, data="cifar100", profile="smoke")
-    shares = [bar.get_width() for bar in csq.plots.scheme(wide).axes[1].patches]
-    assert shares == pytest.approx([100 * 432 / 6832, 100 * 6400 / 6832])  # a hundred classes
-
-
-def test_accuracy_against_size_draws_the_best_rows_and_the_published_figures(tmp_path):
-    from test_verdicts import made_up, table_of
-
-    from csq_book.verdicts import select
-
-    rows = [made_up(target=2.0, seed=s, accuracy=0.90 + 0.01 * s, paper_bits=1.98) for s in (0, 1)]
-    rows += [
-        made_up("float", accuracy=0.93),
-        made_up(profile="cpu", accuracy=0.91),
-        made_up(target=4.0, profile="smoke"),
-        made_up(target=2.0, profile="cpu", accuracy=0.1),  # there are better ones
-    ]
-    rows += [made_up("no-masks", target=2.0, accuracy=0.5)]
-    figures = [
-        {"what": "other, best", "weight_bits": 3, "value": 90.5},
-        {"what": "other, last", "compression": 16, "value": 90.0},
-        {"what": "float", "weight_bits": 32, "value": 92.0}, {"what": "unread", "weight_bits": 2, "value": None},
-        {"what": "mixed", "weight_bits": None, "value": 80.0},
-    ]  # fmt: skip
-    figure = csq.plots.accuracy_size(select(table_of(*rows), {}), figures)
-    [ax] = drawn(figure, tmp_path)
-    by_label = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
-    assert by_label["other"] == [[3, 90.5], [2, 90]]
-    assert by_label["float, published"][0][1] == 92 and by_label["float, ours"][0][1] == pytest.approx(93)
-    ours = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in ax.containers}
-    assert ours == {"CSQ, ours (full)": [pytest.approx([1.98, 90.5])], "CSQ, ours (cpu)": [pytest.approx([3, 91])]}
-    assert not {"unread", "mixed"} & set(by_label)
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert len(names) == len(set(names)) == 5
-
-
-def test_differences_draws_a_bar_a_verdict_and_says_what_has_not_run(tmp_path):
-    from csq_book.verdicts import Sample, Verdict
-
-    whole, none = Sample(92.0, None, 1), Sample(float("nan"), None, 0)
-    found = [Verdict({"what": f"part {i}"}, ours, whole, "no bound")
-             for i, ours in enumerate([Sample(91.5, None, 1), Sample(92.25, None, 1), none])]  # fmt: skip
-    [ax] = drawn(csq.plots.differences(found), tmp_path)
-    assert [bar.get_width() for bar in ax.patches] == [-0.5, 0.25, 0]
-    assert [text.get_text() for text in ax.texts] == ["\u22120.50", "+0.25", "not run"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["part 0", "part 1", "part 2"]
-    low, high = ax.get_xlim()
-    assert low < -0.5 and high > 0.25
-    drawn(csq.plots.differences(found[2:]), tmp_path)
+    for color in csq.plots.COLORS[:4]:
+        for ground in ("#ffffff", "#121212"):
+            high, low = sorted((light(color), light(ground)), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 3

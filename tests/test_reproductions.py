@@ -13,7 +13,7 @@ import pandas
 import pytest
 import torch
 import yaml
-from test_verdicts import made_up
+from made_up_rows import made_up
 
 import csq_mini as csq
 from csq_mini.experiments.reproduce import METHODS
@@ -217,7 +217,6 @@ def digits_page(monkeypatch, tmp_path):
     ]
     for cell in page.cells:
         cell.source = cell.source.replace('"resnet20", "cifar10"', '"digits_cnn", "digits"')
-        cell.source = cell.source.replace("from csq_mini import plots, verdicts\n", "import csq_mini as csq\n")
     assert len(page.cells) == 3 and "digits_cnn" in page.cells[2].source
     nbformat.write(page, tmp_path / "digits.ipynb")
     plan = {"rows": {"model": "digits_cnn", "data": "digits"}, "figures": [], "runs": {}, "claims": []}

@@ -1,4 +1,4 @@
-"""Benchmarks whose figures the README shows: ``python -m csq_mini.bench [steps] [digits]``.
+"""Benchmarks whose figures the README shows: ``python book/scripts/bench.py [steps] [digits]``.
 
 ``steps``: time of a CSQ training step over a float one (ResNet-20, optimizer included), and of
 drawing a batch of images, as median ratios of interleaved pairs, because machines are noisy; and
@@ -22,68 +22,58 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from csq_mini import data
-from csq_mini import models
-from csq_mini.train import recipes
-from csq_mini.budget import Budget
-from csq_mini.files import write_json
-from csq_mini.conversion import convert, csq_layers, set_temperature
+from csq_mini import data, models, recipes
 from csq_mini.data.transforms import CropFlip, Normalise
-from csq_mini.gates import temperature
-from csq_mini.loop import parameter_groups
-from csq_mini.experiments.machine import hardware, versions
+from csq_mini.experiments import rows
 from csq_mini.experiments.rows import Row, read_row
-from csq_mini.train.fit import fit
+from csq_mini.files import write_json
+from csq_mini.gates import temperature
+from csq_mini.planes import csq_layers
+from csq_mini.train import Trainer, fit
 
 SEEDS, FOLDS, TARGETS = (0, 1, 2), 5, (1.5, 2.0, 3.0, 4.0, 5.0)
 
 
 def where() -> dict[str, Any]:
-    """Hardware and versions, as each results file states them."""
-    return {**versions(), **hardware()}
+    """Versions and hardware in one dict, as each results file states them."""
+    here = rows.where()
+    return {**here["versions"], **here["hardware"]}
 
 
-class TrainingStep:
-    """One training step of ResNet-20 at batch 128, with everything fit does in a step.
+def trainer(phase: str, batch: int = 128, bfloat16: bool = False) -> Trainer:
+    """A ResNet-20 about to take a step of a phase: "float", "search", or "finetune" (frozen at 2 bits)."""
+    search, target = (0 if phase == "finetune" else 1000), (None if phase == "float" else 2.0)
+    recipe = recipes.get("resnet20-cifar10", target=target, search_epochs=search, finetune_epochs=1000,
+                         batch_size=batch, lr=0.01)  # fmt: skip
+    torch.manual_seed(0)
+    return Trainer(models.resnet20(), random_images(4 * batch), recipe, bfloat16=bfloat16)
 
-    ``phase`` is "float", "search", or "finetune" (of a model frozen at 2 bits).
-    """
 
-    def __init__(self, phase: str, batch: int = 128):
-        torch.manual_seed(0)
-        self.model = models.resnet20().train()
-        self.budget = None
-        if phase != "float":
-            convert(self.model)
-            self.budget = Budget(self.model, 2.0)
-        if self.budget and phase == "finetune":
-            self.budget.freeze()
-        self.optimizer = torch.optim.SGD(parameter_groups(self.model, 0.01), momentum=0.9, nesterov=True, fused=True)
-        self.x, self.y, self.count = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,)), 0
+def one_step(trainer: Trainer) -> Callable[[], Tensor]:
+    """A training step of images that are drawn already, with everything else that fit does in a step."""
+    batch, numbers = trainer.data.training_batch(trainer.recipe.batch_size, 0, 0), itertools.count()
 
-    def __call__(self) -> None:
-        if self.budget:
-            set_temperature(self.model, temperature(self.count % 100 / 100))
-        loss = F.cross_entropy(self.model(self.x), self.y)
-        if self.budget:
-            loss = loss + self.budget.penalty()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.count += 1
+    def step() -> Tensor:
+        trainer.temperature = temperature(next(numbers) % 100 / 100)
+        return trainer.step(batch)
+
+    return step
+
+
+def random_images(count: int) -> data.Data:
+    """Random bytes, cropped, flipped and normalised as CIFAR-10's images are."""
+    normalise = Normalise((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    x, y = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (count,))
+    split = x.contiguous(memory_format=torch.channels_last), y
+    return data.Data("random bytes", split, split, split, CropFlip(32, pad=4), normalise)
 
 
 def image_batches(batch: int = 128) -> Callable[[], None]:
-    """Draws one training batch a call as CIFAR-10 does: choose, crop, flip, normalise, from as many images."""
-    normalise = Normalise((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    x, y = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (50_000,))
-    split = x.contiguous(memory_format=torch.channels_last), y
-    images = data.Data("random bytes", split, split, split, CropFlip(32, pad=4), normalise)
-    numbers = itertools.count()
+    """Draws one training batch a call from as many images as CIFAR-10 has."""
+    images, numbers = random_images(50_000), itertools.count()
 
     def draw() -> None:
         images.training_batch(batch, 0, next(numbers))
@@ -91,37 +81,44 @@ def image_batches(batch: int = 128) -> Callable[[], None]:
     return draw
 
 
-def steps(pairs: int = 30) -> dict[str, Any]:
+def steps(pairs: int = 30, batch: int = 128) -> dict[str, Any]:
     """Ratio of step times, share of the data, and bytes a weight, of ResNet-20."""
+    work = {phase: one_step(trainer(phase, batch)) for phase in ("float", "search", "finetune")}
+    work |= {f"{phase}, bfloat16": one_step(trainer(phase, batch, True)) for phase in ("float", "search")}
+    work["draw"] = image_batches(batch)
     threads = torch.get_num_threads()
-    work = [TrainingStep(phase) for phase in ("float", "search", "finetune")]
-    timers = [Timer("step()", globals={"step": step}, num_threads=threads) for step in (*work, image_batches())]
-    times = [[timer.timeit(1).mean for timer in timers] for _ in range(pairs + 2)][2:]  # two to warm up
-    found = {"model": "resnet20", "batch": 128, "pairs": pairs, "seed": 0,
-             "float_step_s": statistics.median(t[0] for t in times), **memory()}  # fmt: skip
-    found["data_share"] = statistics.median(t[3] / t[0] for t in times)
-    print(f"drawing a batch over float step: median {found['data_share']:.2%}")
-    for place, phase in ((1, "search"), (2, "finetune")):
-        ratios = [t[place] / t[0] for t in times]
-        found[f"{phase}_ratio"] = statistics.median(ratios)
-        found[f"{phase}_ratio_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
-        print(f"{phase} step over float step: median {found[f'{phase}_ratio']:.3f} of {pairs} interleaved pairs")
+    timers = {name: Timer("step()", globals={"step": step}, num_threads=threads) for name, step in work.items()}
+    times = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(pairs + 2)]
+    times = times[2:]  # the first are slow
+    found = {"model": "resnet20", "batch": batch, "pairs": pairs, "seed": 0,
+             "float_step_s": statistics.median(t["float"] for t in times), **memory()}  # fmt: skip
+    for key, over, under in (
+        ("search_ratio", "search", "float"), ("finetune_ratio", "finetune", "float"), ("data_share", "draw", "float"),
+        ("bfloat16_float_ratio", "float", "float, bfloat16"), ("bfloat16_search_ratio", "search", "search, bfloat16"),
+    ):  # fmt: skip
+        ratios = [t[over] / t[under] for t in times]
+        found |= {key: statistics.median(ratios), f"{key}_quartiles": statistics.quantiles(ratios, n=4)[::2]}
+        print(f"{over} step over {under} step: median {found[key]:.3f} of {pairs} interleaved pairs")
     return found
 
 
 def memory() -> dict[str, float]:
-    """Bytes a weight of state (parameters, gradients, momentum) and saved for backward, measured."""
-    step = TrainingStep("search", batch=2)
-    step()
-    layers = list(csq_layers(step.model).values())
-    weights = sum(layer.p.shape[1] for layer in layers)
-    own = [p for layer in layers for p in (layer.p, layer.n, layer.q, layer.scale)]
-    moments = [step.optimizer.state[p]["momentum_buffer"] for p in own]
-    state = sum(t.nbytes for p, m in zip(own, moments) for t in (p, p.grad, m) if t is not None)
-    bound, saved = layers[0].planes * 2 * 3 * 4, saved_bytes(layers)  # two float32 logits a plane, three times
-    print(f"state: {state / weights:.1f} bytes a weight (bound {bound}); saved beyond parameters: {saved} bytes")
-    return {"state_bytes_per_weight": state / weights, "bound_bytes_per_weight": bound,
-            "saved_beyond_parameters_bytes": saved}  # fmt: skip
+    """Bytes a weight of state (parameters, gradients, momentum) in both phases, and saved for backward, measured."""
+    found: dict[str, float] = {}
+    for phase in ("search", "finetune"):
+        run = trainer(phase, batch=2)
+        run.step()
+        layers = list(csq_layers(run.model).values())
+        weights = sum(planes.shape.numel() for planes in layers)
+        own = [parameter for planes in layers for parameter in planes.parameters()]
+        moments = [run.optimizer.state[p]["momentum_buffer"] for p in own]
+        state = sum(t.nbytes for p, m in zip(own, moments) for t in (p, p.grad, m))
+        # two float32 logits a plane and weight, three times
+        bound = sum(len(planes.p) * planes.shape.numel() for planes in layers) * 2 * 3 * 4 / weights
+        found |= {f"{phase}_bytes_per_weight": state / weights, f"{phase}_bound_bytes_per_weight": bound,
+                  f"{phase}_saved_beyond_parameters_bytes": saved_bytes(layers)}  # fmt: skip
+        print(f"state in the {phase}: {state / weights:.1f} bytes a weight (bound {bound:.1f})")
+    return found
 
 
 def saved_bytes(layers: Sequence[nn.Module]) -> int:
@@ -135,7 +132,7 @@ def saved_bytes(layers: Sequence[nn.Module]) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        kept = [layer.weight for layer in layers]  # alive, so that no storage is reused
+        kept = [layer() for layer in layers]  # alive, so that no storage is reused
     assert kept
     return sum(saved.values())
 
@@ -216,13 +213,16 @@ def table(folder: Path) -> str:
         "|---|---|---|",
         *(
             f"| {phase} step / float step, median of {step['pairs']} pairs (quartiles) | {step[f'{phase}_ratio']:.3f} "
-            "({:.3f} to {:.3f}) | at most 1.08, aim 1.03 |".format(*step[f"{phase}_ratio_quartiles"])
-            for phase in ("search", "finetune")
+            "({:.3f} to {:.3f}) ".format(*step[f"{phase}_ratio_quartiles"]) + f"| at most {most} |"
+            for phase, most in (("search", "1.08"), ("finetune", "1.04"))
         ),
         f"| drawing a batch / float step, median | {step['data_share']:.1%} | at most 3% |",
-        f"| parameters, gradients, momentum, bytes a weight | {step['state_bytes_per_weight']:.1f} "
-        f"| {step['bound_bytes_per_weight']} |",
-        f"| saved for backward beyond parameters, bytes | {step['saved_beyond_parameters_bytes']} | 0 |",
+        *(
+            f"| parameters, gradients, momentum in the {phase}, bytes a weight "
+            f"| {step[f'{phase}_bytes_per_weight']:.1f} | {step[f'{phase}_bound_bytes_per_weight']:.1f} |"
+            for phase in ("search", "finetune")
+        ),
+        f"| saved for backward beyond parameters, bytes | {step['search_saved_beyond_parameters_bytes']} | 0 |",
         f"| one digits run, {cross['where']['threads']} threads, seconds | {cross['one_run_s']:.1f} | at most 25 |",
         "",
         *(
@@ -241,7 +241,7 @@ def table(folder: Path) -> str:
 def main() -> None:
     """Run the named benchmarks, or all, and write their JSON."""
     known = {"steps": steps, "digits": digits}
-    parser = argparse.ArgumentParser(prog="python -m csq_mini.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python book/scripts/bench.py", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *known], default=[], help="steps, digits, or nothing for both")
     parser.add_argument("--out", default="book/results", type=Path)
     args = parser.parse_args()

@@ -8,18 +8,16 @@ as quantiles. The file is written after each run. Runs that it holds are not mad
 """
 
 import argparse
-import copy
 import json
-import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 import csq_mini as csq
-from csq_mini.experiments import machine
-from csq_mini.train import fit as training
+from csq_mini.experiments.rows import where
+from csq_mini.files import write_whole
 from csq_mini.planes import FILLED
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "charts.json"
@@ -28,20 +26,11 @@ WATCHED = 2  # the budget whose bit logits are kept
 QUANTILES = 200
 
 
-class Recorded(training._Run):
-    """The run of csq.fit, which also notes its masks and bit logits after each epoch."""
-
-    def __init__(self, model, data, recipe):
-        super().__init__(copy.deepcopy(model), data, recipe, F.cross_entropy, csq.accuracy, False)
-        self.epochs = []
-
-    def _end_epoch(self, phase, bar):
-        super()._end_epoch(phase, bar)
-        if self.budget:
-            layers = self.budget.layers
-            open_planes = {name: number(layer.open) for name, layer in layers.items()}
-            beta = float(next(iter(layers.values())).beta)
-            self.epochs.append({"phase": phase, "beta": beta, "open": open_planes, "logits": quantiles(layers)})
+def watch(trainer, entry):
+    """What is noted after an epoch: the planes open in each layer, and the bit logits."""
+    layers = trainer.budget.layers
+    return {"phase": entry["phase"], "beta": entry["beta"], "logits": quantiles(layers),
+            "open": {name: number(planes.open) for name, planes in layers.items()}}  # fmt: skip
 
 
 def number(bits):
@@ -51,44 +40,57 @@ def number(bits):
 
 def quantiles(layers):
     """Bit logits of all kept planes, both signs, at 200 evenly spaced ranks: each stands for as many of them."""
-    kept = [torch.cat([layer.p[layer.open], layer.n[layer.open]]).detach().flatten() for layer in layers.values()]
+    kept = [logits.detach() if planes.frozen else logits.detach()[planes.open]
+            for planes in layers.values() for logits in (planes.p, planes.n)]  # fmt: skip
     ranks = (torch.arange(QUANTILES) + 0.5) / QUANTILES
-    return [round(x, 4) for x in torch.quantile(torch.cat(kept), ranks).tolist()]
+    return [round(x, 4) for x in torch.quantile(torch.cat([k.flatten() for k in kept]), ranks).tolist()]
 
 
 def record(target, seed):
-    """One run, as a row of the file."""
+    """One run, as an entry of the file."""
     recipe = csq.recipes.get("digits", target=target, seed=seed)
     torch.manual_seed(seed)
-    run = Recorded(csq.models.digits_cnn(), csq.data.digits(), recipe)
-    result = run.train()
-    row = {"target": target, "seed": seed, "accuracy": result.accuracy, "seconds": round(result.seconds, 1),
-           "made": datetime.now(UTC).strftime("%Y-%m-%d"), "versions": machine.versions(),
-           "hardware": machine.hardware("cpu"), "commit": machine.commit()}  # fmt: skip
-    if target is None:
-        return row | {"bytes": sum(t.numel() * t.element_size() for t in result.model.state_dict().values())}
-    total, layers = result.report.total, run.budget.layers
-    row |= {"bits": total.paper_bits, "bytes": total.bytes + total.float_bytes,
-            "scheme": {r.name: r.paper_bits for r in result.report.rows},
-            "weights": {r.name: r.weights for r in result.report.rows}}  # fmt: skip
-    if seed == 0:
-        row["filled"] = {name: number(layer.mask == FILLED) for name, layer in layers.items()}
-        row["open"] = {name: [epoch["open"][name] for epoch in run.epochs] for name in layers}
-        row["search_epochs"] = recipe.search_epochs
-    if seed == 0 and target == WATCHED:
-        row["gates"] = [{"epoch": i, "phase": e["phase"], "beta": e["beta"], "logits": e["logits"]}
-                        for i, e in enumerate(run.epochs, 1)]  # fmt: skip
-    return row
+    trainer, epochs = csq.Trainer(csq.models.digits_cnn(), csq.data.digits(), recipe), []
+    if trainer.budget:
+        trainer.on_epoch = lambda entry: epochs.append(watch(trainer, entry))
+    start = time.perf_counter()
+    while not trainer.done:
+        trainer.epoch()
+    exact = trainer.hardened() if trainer.budget else trainer.model
+    run = {"target": target, "seed": seed, "accuracy": csq.evaluate(exact, trainer.data),
+           "seconds": round(time.perf_counter() - start, 1), "made": datetime.now(UTC).strftime("%Y-%m-%d"),
+           **where("cpu")}  # fmt: skip
+    if not trainer.budget:
+        return run | {"bytes": sum(t.numel() * t.element_size() for t in exact.state_dict().values())}
+    return run | described(csq.report(exact)) | (noted(trainer, epochs) if seed == 0 else {})
+
+
+def described(report):
+    """Size and scheme of a run."""
+    total, lines = report.total, report.rows
+    return {"bits": total.paper_bits, "bytes": total.bytes + total.float_bytes,
+            "scheme": {line.name: line.paper_bits for line in lines},
+            "weights": {line.name: line.weights for line in lines}}  # fmt: skip
+
+
+def noted(trainer, epochs):
+    """What was seen after each epoch, of the runs that charts follow."""
+    layers = trainer.budget.layers
+    found = {"filled": {name: number(planes.mask == FILLED) for name, planes in layers.items()},
+             "open": {name: [epoch["open"][name] for epoch in epochs] for name in layers},
+             "search_epochs": trainer.recipe.search_epochs}  # fmt: skip
+    if trainer.recipe.target == WATCHED:
+        found["gates"] = [{"epoch": i, "phase": e["phase"], "beta": e["beta"], "logits": e["logits"]}
+                          for i, e in enumerate(epochs, 1)]  # fmt: skip
+    return found
 
 
 def write(file, rows):
-    """Whole or not at all; a row a line."""
+    """Whole or not at all; a run a line."""
     rows = sorted(rows, key=lambda row: (row["seed"], row["target"] or 99))
     text = '{"network": "digits_cnn", "data": "digits", "runs": [\n'
     text += ",\n".join(json.dumps(row) for row in rows) + "\n]}\n"
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, "utf8")
-    os.replace(temporary, file)
+    write_whole(file, lambda opened: opened.write(text.encode()))
 
 
 def main(argv=None):

@@ -24,7 +24,7 @@ import yaml
 
 import csq_mini.experiments.reproduce as experiments
 from csq_mini.check import unknown
-from csq_book.verdicts import read_book
+from csq_book.results.verdicts import read_published
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "book" / "reproductions"
@@ -67,7 +67,7 @@ def read_parameters(page, given):
 
 def find_jobs(given):
     """(name, page, parameters) of each process to run, checked: nothing has been started yet."""
-    book, given = read_book(PAGES / "published.yml")["pages"], {"profile": "smoke", **given}
+    book, given = read_published(PAGES / "published.yml")["pages"], {"profile": "smoke", **given}
     names = given.pop("pages", "").split()
     for key in ("start", "folder"):  # pages run elsewhere
         given |= {key: str(Path(given[key]).expanduser().resolve())} if given.get(key) else {}

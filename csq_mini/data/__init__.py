@@ -1,8 +1,8 @@
-"""Data sets that live on the training device whole, and the files they are read from.
+"""Data sets that lie whole on the training device, and the files they are read from.
 
-Every loader returns a :class:`Data`. :func:`digits` is embedded; the others read files under one
-data root (an argument, else the environment variable ``CSQ_DATA``, else ``data``), which the scripts
-in ``data_scripts/`` fetch.
+Every loader returns a :class:`Data`. :func:`digits` comes with scikit-learn; the others read files under one data
+root (the argument ``root``, else the environment variable ``CSQ_DATA``, else ``data``), which the scripts in
+``data_scripts/`` fetch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 from ..check import unknown
 from .dataset import Data, Split
-from .digits import digits
 from .folders import image_folder
-from .images import cifar10, cifar100, fashion_mnist
+from .images import cifar10, cifar100, digits, fashion_mnist
 from .store import root
 
 __all__ = ["DATA", "Data", "Split", "cifar10", "cifar100", "digits", "fashion_mnist", "get", "image_folder",
@@ -29,11 +28,7 @@ DATA: dict[str, Callable[..., Data]] = {
 
 
 def get(name: str) -> Callable[..., Data]:
-    """The data set called ``name`` in the command line, as the function that loads it.
-
-    Raises:
-        ValueError: if there is none, with near names.
-    """
+    """The function that loads the data set called ``name``, or a ValueError with near names."""
     if name not in DATA:
         raise ValueError(unknown("data set", name, DATA))
     return DATA[name]

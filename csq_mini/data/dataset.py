@@ -1,13 +1,12 @@
 """A data set as tensors on the training device: three splits, and batches of them.
 
-Images are stored as they come from the file, often as bytes; each batch is augmented and turned into
-what the model sees where it lies. There are no worker processes: nothing is copied between devices
-but, for a data set too large for one, the batch itself.
+Images stay as the file has them, often bytes; each batch is augmented and prepared for the model on the device. There
+are no worker processes, and nothing is copied between devices, except batches of a data set too large for one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..check import unknown
+from ..check import unknown, whole
+from .transforms import CropFlip
 
 Split = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -29,19 +29,19 @@ class Data:
 
     Attributes:
         name: as it stands in run folders and results.
-        train, valid, test: pairs of inputs ``[images, ...]`` and targets ``[images, ...]``, as
-            stored: to learn from, to watch and choose by, and to judge by, once.
-        augment: changes a stored training batch, drawing from the CPU generator it is given, so that
-            the numbers are the same on every device; None for nothing.
-        prepare: turns a stored batch into what the model sees; None if that is the same.
+        train, valid, test: pairs of inputs ``[images, ...]`` and targets ``[images, ...]``, as stored: to learn from,
+            to watch and choose by, and to judge by, once.
+        augment: changes a stored training batch, given a CPU generator to draw from, so that the numbers are the same
+            on every device; None for nothing. It always gets a whole batch: where several processes train together,
+            each augments all of it and keeps its share. (A ``transforms.CropFlip`` changes the share alone.)
+        prepare: turns stored images into what the model sees, each image by itself; None if that is the same.
         classes: number of classes; None if it is unknown or targets are not classes.
-        streamed: whether the splits are too large for the device and stay where they are (memory-
-            mapped, say): each batch is moved, rather than the data set.
-        device: where batches go; None for where the splits lie. Set by :meth:`to`.
+        streamed: whether the splits are too large for the device and stay where they are: each batch is moved instead.
+        device: where batches go; None for where the splits lie. :meth:`to` sets it.
 
     Raises:
-        ValueError: if a split is empty, has unequal numbers of inputs and targets, inputs of another
-            shape than the training split, or a target that is no class.
+        ValueError: if a split is empty, has unequal numbers of inputs and targets, inputs of another shape than the
+            training split, or a target that is no class.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Data:
             x, y = getattr(self, split)
             if len(x) != len(y) or len(x) == 0:
                 sizes = f"{len(x)} inputs and {len(y)} targets"
-                raise ValueError(f"{self.name}: {split} has {sizes}; give as many of both, one at least")
+                raise ValueError(f"{self.name}: {split} has {sizes}; give as many of both, at least one")
             if x.shape[1:] != self.train[0].shape[1:]:
                 shapes = f"{list(x.shape[1:])}, but train of shape {list(self.train[0].shape[1:])}"
                 raise ValueError(f"{self.name}: {split} has inputs of shape {shapes}; give all splits one shape")
@@ -76,13 +76,13 @@ class Data:
         return replace(self, train=train, valid=valid, test=test, device=place)
 
     def batches(self, split: str, size: int, augment_seed: int | None = None) -> Iterator[Split]:
-        """One pass through a split in order, the last batch smaller if need be.
+        """One pass through a split in order; the last batch may be smaller.
 
         Args:
             split: "train", "valid" or "test".
             size: images a batch, at least 1.
-            augment_seed: augments the images as training does, each batch by a generator of this seed
-                and its number; None shows them as they are.
+            augment_seed: None shows the images as they are; a number augments them as training does, each batch with
+                a generator of its own.
 
         Yields:
             Prepared inputs ``[size, ...]`` and targets ``[size, ...]`` on the device.
@@ -93,46 +93,53 @@ class Data:
         if split not in SPLITS:
             raise ValueError(unknown("split", split, SPLITS))
         x, y = getattr(self, split)
-        parts = enumerate(zip(x.split(_checked(size)), y.split(size)))
-        seed = augment_seed
-        return (self._ready(*part, None if seed is None else _generator(seed, 2, i)) for i, part in parts)
+        return self._batches(x.split(whole("batch size", size, 1)), y.split(size), augment_seed)
 
-    def training_batch(self, size: int, seed: int, step: int) -> Split:
+    def _batches(self, xs: Iterable[Tensor], ys: Iterable[Tensor], augment_seed: int | None) -> Iterator[Split]:
+        for number, (x, y) in enumerate(zip(xs, ys)):
+            x = self._placed(x)
+            if self.augment and augment_seed is not None:
+                x = self.augment(x, _generator(augment_seed, 2, number))
+            yield self._prepared(x), self._placed(y)
+
+    def training_batch(self, size: int, seed: int, step: int, share: slice = slice(None)) -> Split:
         """Batch number ``step`` of an endless training: each epoch in a new order, remainder left out.
 
-        A pure function of its arguments, so that a resumed run sees the same batches: the order
-        comes from (seed, epoch), the augmentation from (seed, step).
+        A pure function of its arguments, so that a resumed run sees the same batches: the order comes from (seed,
+        epoch), the augmentation from (seed, step).
 
         Args:
             size: images a batch, at least 1; if that is more than there are, the batch is all of them.
             seed: of the run, at least 0.
             step: from 0.
+            share: the part of the batch to return, equal to the bit to that part of the whole one.
 
         Returns:
             Augmented and prepared inputs ``[size, ...]`` and targets ``[size, ...]`` on the device.
-
-        Raises:
-            ValueError: for another size.
         """
         x, y = self.train
-        per_epoch = max(len(x) // _checked(size), 1)
+        per_epoch = max(len(x) // whole("batch size", size, 1), 1)
         epoch, index = divmod(step, per_epoch)
         chosen = _order(len(x), seed, epoch, x.device)[index * size : (index + 1) * size]
-        generator = _generator(seed, 1, step) if self.augment else None
-        return self._ready(x[chosen], y[chosen.to(y.device)], generator)
+        images = self._augmented(chosen, share, _generator(seed, 1, step))
+        return self._prepared(images), self._placed(y[chosen[share].to(y.device)])
 
-    def _ready(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Split:
-        if self.device is not None:
-            x, y = x.to(self.device), y.to(self.device)
-        if self.augment and generator is not None:
-            x = self.augment(x, generator)
-        return (self.prepare(x) if self.prepare else x), y
+    def _augmented(self, chosen: Tensor, share: slice, generator: torch.Generator) -> Tensor:
+        """The share of a batch that holds the training images ``chosen``."""
+        x = self.train[0]
+        if self.augment and not isinstance(self.augment, CropFlip):
+            return self.augment(self._placed(x[chosen]), generator)[share]
+        images = self._placed(x[chosen[share]])
+        if self.augment is None:
+            return images
+        drawn = self.augment.draw(chosen.shape + x.shape[1:], generator)
+        return self.augment.apply(images, drawn[share])
 
+    def _placed(self, t: Tensor) -> Tensor:
+        return t if self.device is None else t.to(self.device)
 
-def _checked(size: int) -> int:
-    if size < 1:
-        raise ValueError(f"a batch needs at least 1 image, got a size of {size!r}")
-    return size
+    def _prepared(self, x: Tensor) -> Tensor:
+        return self.prepare(x) if self.prepare else x
 
 
 @lru_cache(maxsize=2)  # drawn once an epoch, not each step
@@ -148,18 +155,12 @@ def _generator(*key: int) -> torch.Generator:
 
 
 def stratified_order(targets: Tensor, seed: int = 0) -> Tensor:
-    """A random order of which every beginning holds the classes in their proportions.
+    """A random order of ``targets`` ``[images]`` in which any first k images hold the classes in their proportions.
 
-    The first images serve for validation, the next ones for training: both are stratified, and so is
-    whatever part of them a trial takes.
-
-    Args:
-        targets: ``[images]`` int64, from 0.
-        seed: of the order. NumPy promises that RandomState draws the same numbers in every version.
-
-    Returns:
-        ``[images]`` int64, positions in ``targets``.
+    The first images serve for validation and the next ones for training, so both are stratified, as is any part of
+    them that a trial takes.
     """
+    # NumPy promises that RandomState draws the same numbers in every version.
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(targets)))
     order = order[targets[order].argsort(stable=True)]  # class by class, random within
     counts = targets.bincount()

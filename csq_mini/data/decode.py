@@ -13,85 +13,71 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from ..check import whole
 from . import store
 from .dataset import stratified_order
 from .fetch import scratch_folder
-from .folders import PARTS, folder_problems
 
-BLOCK = 256  # images decoded ahead of the one that is written
+BLOCK = 256  # images decoded ahead of the one being written
 
 
 def decode(
     source: str | Path, root: str | Path | None = None, name: str = "imagefolder", side: int = 256,
     progress: bool = True,
 ) -> str:  # fmt: skip
-    """Decode ``source``/train/<class>/* and ``source``/val/<class>/* into ``<root>/<name>-<side>``.
+    """Decode ``source``/train/<class>/* and ``source``/val/<class>/* into ``<root>/<name>-<side>``; says what it did.
 
-    The shorter side is resized to ``side`` pixels, and the centre square kept. Arrays are written in
-    a scratch folder and put in place when they are whole. Images lie in stratified order, so that a
-    validation set is a beginning of the file.
-
-    Args:
-        source: a folder in ImageNet's layout.
-        root: the data root; None is ``CSQ_DATA``, else ``data``.
-        name: a name for it.
-        side: pixels a side.
-        progress: whether to show a progress bar.
-
-    Returns:
-        What was done, in a line.
+    The shorter side is resized to ``side`` pixels, and the centre square kept. Images are stored in stratified order,
+    so that the first ones serve as a validation set. ``root`` None is ``CSQ_DATA``, else ``data``.
 
     Raises:
         FileNotFoundError: if ``train`` or ``val``, or a class of one of them, is missing or empty.
         ValueError: for an image that cannot be read, naming it, or a bad ``name`` or ``side``.
-        OSError: if the disk is too full. In every case what was there is as it was.
+        OSError: if the disk is too full. After an error what was there before is unchanged.
     """
-    if side < 1:
-        raise ValueError(f"side must be at least 1 pixel, got {side!r}")
+    side = whole("side", side, 1)
     if not name or Path(name).name != name:
         raise ValueError(f"name must be a plain name for a folder, got {name!r}")
     here = store.root(root)
     target = here / f"{name}-{side}"
-    if target.exists() and not folder_problems(target, side):
+    if target.exists() and not store.folder_problems(target, side):
         return f"{target} is there already and whole; to decode again delete it first"
     files, classes = _files(Path(source).expanduser())
     _check_space(here, sum(len(paths) for paths, _ in files.values()) * side * side * 3)
     with scratch_folder(here, name) as scratch:
-        ready = scratch / target.name
-        ready.mkdir()
-        for part, (paths, labels) in files.items():
-            np.save(ready / f"{part}_labels.npy", labels)
-            with open(ready / f"{part}_images.npy", "wb") as file:
-                _write_images(file, paths, side, part, progress)
-        (ready / "classes.json").write_text(json.dumps(classes))
+        _write_arrays(scratch / "ready", files, classes, side, progress)
         if target.exists():
             target.rename(scratch / "old")
-        ready.rename(target)
-    return f"{', '.join(f'{len(files[part][1])} {part} images' for part in PARTS)}, {len(classes)} classes: {target}"
+        (scratch / "ready").rename(target)
+    counts = ", ".join(f"{len(labels)} {part} images" for part, (_, labels) in files.items())
+    return f"{counts}, {len(classes)} classes: {target}"
 
 
 def _files(source: Path) -> tuple[dict[str, tuple[list[str], np.ndarray]], list[str]]:
     """Per part the paths and labels in stratified order, and the names of the classes."""
-    from torchvision.datasets import folder
+    from torchvision.datasets.folder import find_classes
 
-    for part in PARTS:
+    for part in store.PARTS:
         if not (source / part).is_dir():
             raise FileNotFoundError(f"no folder {source / part}: {source} must hold train/<class>/ and val/<class>/")
-    classes, numbers = folder.find_classes(source / "train")
+    classes, numbers = find_classes(source / "train")
     unknown = sorted({p.name for p in (source / "val").iterdir() if p.is_dir()} - set(classes))
     if unknown:
         raise FileNotFoundError(f"{source / 'val'} has classes that {source / 'train'} lacks: {', '.join(unknown)}")
-    files = {}
-    for part in PARTS:
-        pairs = folder.make_dataset(source / part, numbers, extensions=folder.IMG_EXTENSIONS, allow_empty=True)
-        labels = torch.tensor([label for _, label in pairs], dtype=torch.int64)
-        found = set(labels.tolist())
-        empty = [name for name, number in numbers.items() if number not in found]
-        if empty:
-            raise FileNotFoundError(f"no image of the classes {', '.join(empty)} in {source / part}")
-        order = stratified_order(labels)
-        files[part] = ([pairs[i][0] for i in order.tolist()], labels[order].numpy())
-    return files, classes
+    return {part: _paths(source / part, numbers) for part in store.PARTS}, classes
+
+
+def _paths(folder: Path, numbers: dict[str, int]) -> tuple[list[str], np.ndarray]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    pairs = make_dataset(folder, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    labels = torch.tensor([label for _, label in pairs], dtype=torch.int64)
+    found = set(labels.tolist())
+    empty = [name for name, number in numbers.items() if number not in found]
+    if empty:
+        raise FileNotFoundError(f"no image of the classes {', '.join(empty)} in {folder}")
+    order = stratified_order(labels)
+    return [pairs[i][0] for i in order.tolist()], labels[order].numpy()
 
 
 def _check_space(root: Path, needed: int) -> None:
@@ -100,6 +86,17 @@ def _check_space(root: Path, needed: int) -> None:
     if needed > free:
         sizes = f"the arrays take {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB free"
         raise OSError(f"{sizes}: give another --root, or a smaller --side")
+
+
+def _write_arrays(
+    folder: Path, files: dict[str, tuple[list[str], np.ndarray]], classes: list[str], side: int, progress: bool
+) -> None:
+    folder.mkdir()
+    for part, (paths, labels) in files.items():
+        np.save(folder / f"{part}_labels.npy", labels)
+        with open(folder / f"{part}_images.npy", "wb") as file:
+            _write_images(file, paths, side, part, progress)
+    (folder / "classes.json").write_text(json.dumps(classes))
 
 
 def _write_images(file: BinaryIO, paths: Sequence[str], side: int, part: str, progress: bool) -> None:

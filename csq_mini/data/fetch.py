@@ -1,7 +1,7 @@
 """Fetching a published data set: downloaded or copied, checked, and only then put in its place.
 
-All is done in a scratch folder beside the data root's other files, on the same disk. Whatever goes
-wrong, what was there before is still there.
+All this happens in a scratch folder under the data root, on the same disk. Whatever goes wrong, what was there
+before stays as it was.
 """
 
 from __future__ import annotations
@@ -22,20 +22,16 @@ TIMEOUT = 30.0  # seconds without a byte
 
 
 def fetch(name: str, place: str | Path | None = None, copy: str | Path | None = None) -> str:
-    """Put a whole copy of a published data set under the data root; does nothing if there is one.
+    """Put a whole copy of a published data set under the data root, if none is there; says in a line what it did.
 
     Args:
         name: ``cifar10``, ``cifar100`` or ``fashion_mnist``.
         place: the data root; None is ``CSQ_DATA``, else ``data``.
-        copy: a folder (or archive) on this machine to take it from; None downloads from where
-            torchvision does.
-
-    Returns:
-        What was done, in a line.
+        copy: a folder (or archive) on this machine to take it from; None downloads from where torchvision does.
 
     Raises:
         ConnectionError: if the download fails. ValueError: if what came, or the copy, is damaged.
-        FileNotFoundError: if the copy lacks something. In every case what was there is as it was.
+        FileNotFoundError: if the copy lacks something. After an error what was there is unchanged.
     """
     here, known = store.root(place), store.source(name)
     target = here / known.folder
@@ -46,7 +42,7 @@ def fetch(name: str, place: str | Path | None = None, copy: str | Path | None = 
         _take(known, given, scratch)
         found = store.problems(name, scratch)
         if found:
-            raise ValueError(f"{known.title} in {given} is not whole: {store.named(found)}; try another copy")
+            raise ValueError(f"{known.title} in {given} is not whole: {store.in_words(found)}; try another copy")
         _unzip_beside(scratch / known.folder)
         _put(scratch / known.folder, target)
     return f"{known.title} is ready and whole: {target}"
@@ -54,7 +50,7 @@ def fetch(name: str, place: str | Path | None = None, copy: str | Path | None = 
 
 @contextmanager
 def scratch_folder(root: Path, name: str) -> Iterator[Path]:
-    """A folder under the data root for what is not whole yet; it is gone afterwards, whatever happens."""
+    """A folder under the data root for what is not whole yet; removed afterwards, whatever happens."""
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{name}-", suffix=".partial", dir=root) as folder:
         yield Path(folder)
@@ -69,7 +65,7 @@ def _download(known: store.Source, into: Path) -> Path:
     try:
         for url, file, md5 in known.archives:
             download_url(url, into, file, md5)
-    except RuntimeError:  # torchvision's word for another checksum
+    except RuntimeError:  # how torchvision reports a wrong checksum
         text = f"{known.title}: what came from {url} is cut or damaged (its checksum is not the published one)"
         raise ValueError(f"{text}; run this again, or give a copy: --from DIR") from None
     except (OSError, HTTPException) as error:
@@ -81,7 +77,7 @@ def _download(known: store.Source, into: Path) -> Path:
 
 
 def _take(known: store.Source, given: Path, scratch: Path) -> None:
-    """Copy the files, or unpack the archive, that lie in ``given`` or are it."""
+    """Copy the files, or unpack the archives, in the folder ``given``, which may also be an archive itself."""
     from torchvision.datasets.utils import check_md5, extract_archive
 
     for folder in (given / known.folder, given):
@@ -93,13 +89,13 @@ def _take(known: store.Source, given: Path, scratch: Path) -> None:
     for _, file, md5 in known.archives:
         archive = given if given.name == file else given / file
         if not archive.is_file():
-            raise FileNotFoundError(_nothing(known, given))
+            raise FileNotFoundError(_lacking(known, given))
         if not check_md5(archive, md5):
             raise ValueError(f"{archive} is damaged (its checksum is not the published one); try another copy")
         extract_archive(archive, scratch)
 
 
-def _nothing(known: store.Source, given: Path) -> str:
+def _lacking(known: store.Source, given: Path) -> str:
     if not given.exists():
         return f"there is no {given}: give --from a folder that holds {known.title}"
     folder = given / known.folder if (given / known.folder).is_dir() else given
@@ -119,7 +115,7 @@ def _unzip_beside(folder: Path) -> None:
 
 
 def _put(folder: Path, target: Path) -> None:
-    """Rename a folder, or if there is one its files one by one, into place: each file is whole at any time."""
+    """Rename a folder into place, or its files one by one where a folder is there: each file is always whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         folder.rename(target)
@@ -129,7 +125,7 @@ def _put(folder: Path, target: Path) -> None:
 
 
 def run(work: Callable[[], str]) -> int:
-    """Print what some work did, or in one line why it failed; the exit code of a script."""
+    """Do some work and print what it did, or in one line why it failed; returns a script's exit code."""
     try:
         print(work())
         return 0
@@ -142,7 +138,7 @@ def run(work: Callable[[], str]) -> int:
 
 
 def main(name: str, about: str, argv: Sequence[str] | None = None) -> int:
-    """The command line that ``data_scripts/<name>.py`` has."""
+    """The command line of ``data_scripts/<name>.py``."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--root", metavar="DIR", help="data root; if not given, CSQ_DATA, else data")
     parser.add_argument("--from", dest="copy", metavar="DIR", help="take it from a copy there instead of downloading")

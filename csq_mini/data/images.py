@@ -1,7 +1,8 @@
-"""CIFAR-10, CIFAR-100 and Fashion-MNIST, from files laid out as torchvision lays them out.
+"""Data sets that fit in memory: handwritten digits, CIFAR-10, CIFAR-100 and Fashion-MNIST.
 
-The images held out for validation are taken from the training images, stratified and the same every
-time: they are only watched during training, and the official test set judges once.
+Digits come with scikit-learn; the others are read from files laid out as torchvision lays them out. Images for
+validation are taken from the training images, stratified and the same every time: they are only watched during
+training, and the official test set judges once.
 """
 
 from __future__ import annotations
@@ -14,34 +15,64 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..check import whole
 from . import store
 from .dataset import Data, Split, stratified_order
 from .transforms import CropFlip, Normalise
 
 
+def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
+    """scikit-learn's 1 797 handwritten digits, 8x8 pixels, in one fixed split.
+
+    The images are cut into ``folds`` stratified parts. Part ``fold`` is the test set, and a tenth of the rest
+    (stratified again) is for validation, so over all folds each image is tested once.
+
+    Args:
+        fold: which part to test on, 0 to folds - 1.
+        folds: number of parts, 2 to 100.
+        seed: of the split, not of the training.
+
+    Returns:
+        Data with inputs ``[images, 1, 8, 8]`` float32 in [-1, 1] and targets ``[images]`` int64.
+
+    Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository (1998).
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import StratifiedKFold, train_test_split
+
+    folds = whole("folds", folds, 2, 100)
+    fold = whole("fold", fold, 0, folds - 1)
+    raw = load_digits()
+    x = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
+    y = torch.tensor(raw.target)
+    rest, test = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))[fold]
+    train, valid = train_test_split(rest, test_size=0.1, random_state=seed, stratify=y[rest])
+    return Data("digits", (x[train], y[train]), (x[valid], y[valid]), (x[test], y[test]), classes=10)
+
+
 def cifar10(root: str | Path | None = None, valid: int = 1000, limit: int | None = None) -> Data:
     """CIFAR-10: 60 000 colour photographs of 10 classes, 32x32 pixels.
 
-    Training images are padded by 4 zeros a side, cropped at random and flipped.
+    Training images are padded with 4 zeros a side, cropped at random and flipped.
 
     Args:
         root: the data root, holding ``cifar-10-batches-py``; None is ``CSQ_DATA``, else ``data``.
         valid: training images held out for validation, stratified, the same every time.
-        limit: for trials: at most this many training images, a fifth as many for validation, and as
-            many for testing; each a part of what the whole data set has there.
+        limit: for trials: at most this many training images, a fifth as many for validation, and as many for
+            testing, each taken from the same split of the whole data set.
 
     Returns:
-        Data with stored inputs ``[images, 3, 32, 32]`` uint8 and targets ``[images]`` int64; batches
-        are float32, normalised by the mean and deviation that the official CSQ code uses.
+        Data with stored inputs ``[images, 3, 32, 32]`` uint8 and targets ``[images]`` int64; batches are float32,
+        normalised by the mean and deviation that the official CSQ code uses.
 
     Raises:
-        FileNotFoundError, ValueError: if a file is missing or damaged (which one, what to do), or
-            ``valid`` or ``limit`` is out of range.
+        FileNotFoundError, ValueError: if a file is missing or damaged (which one, what to do), or ``valid`` or
+            ``limit`` is out of range.
 
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009).
     """
     train, test = _cifar("cifar10", root)
-    # The deviation is the mean over images of their own one; that of all pixels is (0.247, 0.243, 0.262).
+    # These deviations are means over the images; those over all pixels are (0.247, 0.243, 0.262).
     normalise = Normalise((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     return _data("cifar10", train, test, 10, valid, limit, CropFlip(32, pad=4), normalise)
 
@@ -49,8 +80,7 @@ def cifar10(root: str | Path | None = None, valid: int = 1000, limit: int | None
 def cifar100(root: str | Path | None = None, valid: int = 1000, limit: int | None = None) -> Data:
     """CIFAR-100: 60 000 colour photographs of 100 classes, 32x32 pixels.
 
-    As :func:`cifar10`, from ``cifar-100-python``; normalised by the mean and deviation of all pixels
-    of the training images.
+    As :func:`cifar10`, from ``cifar-100-python``; normalised by the mean and deviation over all training pixels.
     """
     train, test = _cifar("cifar100", root)
     normalise = Normalise((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
@@ -60,8 +90,8 @@ def cifar100(root: str | Path | None = None, valid: int = 1000, limit: int | Non
 def fashion_mnist(root: str | Path | None = None, valid: int = 1000, limit: int | None = None) -> Data:
     """Fashion-MNIST: 70 000 grey pictures of 10 kinds of clothes, 28x28 pixels.
 
-    As :func:`cifar10`, from ``FashionMNIST/raw``; padded by 2 pixels, normalised by the mean and
-    deviation of all pixels of the training images.
+    As :func:`cifar10`, from ``FashionMNIST/raw``; padded with 2 zeros a side, normalised by the mean and deviation
+    over all training pixels.
 
     Source: Xiao et al., Fashion-MNIST (arXiv 1708.07747).
     """
@@ -77,7 +107,7 @@ def _cifar(name: str, root: str | Path | None) -> tuple[Split, Split]:
 
 
 def _pickled_split(files: Sequence[Path]) -> Split:
-    # Python 2 wrote these pickles; taking its strings as bytes is six times as fast as decoding the images as text
+    # Python 2 wrote these pickles; reading its strings as bytes is six times as fast as decoding the images as text
     parts = [pickle.loads(file.read_bytes(), encoding="bytes") for file in files]
     images = np.concatenate([part[b"data"] for part in parts]).reshape(-1, 3, 32, 32)
     labels = [label for part in parts for label in part.get(b"labels") or part[b"fine_labels"]]
@@ -111,10 +141,8 @@ def cut(train: int, test: int, valid: int, limit: int | None) -> tuple[slice, sl
     Raises:
         ValueError: unless 1 <= ``valid`` < ``train`` and ``limit`` is None or at least 1.
     """
-    if not 1 <= valid < train:
-        raise ValueError(f"valid must lie in 1..{train - 1}, of {train} training images, got {valid!r}")
+    valid = whole("valid", valid, 1, train - 1, hint=f": there are {train} training images")
     if limit is None:
         return slice(valid), slice(valid, train), slice(test)
-    if limit < 1:
-        raise ValueError(f"limit must be None or at least 1 image, got {limit!r}")
+    limit = whole("limit", limit, 1, hint="; None takes all images")
     return slice(min(valid, max(limit // 5, 1))), slice(valid, valid + limit), slice(limit)

@@ -1,18 +1,25 @@
-"""Where published data sets lie, and whether they are whole.
+"""What lies under the data root, whether it is whole, and what to run if it is not.
 
-Addresses, file names and checksums are those of torchvision's data set classes: they stand there
-and nowhere else. ``data_scripts/`` and the command line show what this file does.
+Published sets are judged by checksums, arrays of decoded images by their shapes. Addresses, file names and checksums
+are those of torchvision's data set classes, and are written nowhere else.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..check import unknown
 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST"}
+PARTS = ("train", "val")  # of a folder of images, decoded or not
+ARRAYS = [f"{part}_{kind}.npy" for part in PARTS for kind in ("images", "labels")]
 
 
 def root(given: str | Path | None = None) -> Path:
@@ -22,27 +29,16 @@ def root(given: str | Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Source:
-    """A published data set.
-
-    Attributes:
-        title: its name in texts.
-        folder: of its files, under the data root.
-        files: name -> md5 of each file that is read, training files first.
-        archives: (address, file name, md5) of each download.
-    """
+    """A published data set."""
 
     title: str
-    folder: str
-    files: dict[str, str]
-    archives: list[tuple[str, str, str]]
+    folder: str  # under the data root
+    files: dict[str, str]  # name -> md5 of each file that is read, training files first
+    archives: list[tuple[str, str, str]]  # address, file name and md5 of each download
 
 
 def source(name: str) -> Source:
-    """What torchvision knows of ``cifar10``, ``cifar100`` or ``fashion_mnist``.
-
-    Raises:
-        ValueError: for another name.
-    """
+    """What torchvision knows of ``cifar10``, ``cifar100`` or ``fashion_mnist``; ValueError for another name."""
     if name not in TITLES:
         raise ValueError(unknown("published data set", name, TITLES))
     from torchvision import datasets
@@ -70,33 +66,93 @@ def problems(name: str, place: str | Path) -> dict[str, str]:
 
 
 def verified(name: str, place: str | Path | None = None) -> list[Path]:
-    """The files of a data set, in the order of :class:`Source`, after a look at their checksums.
-
-    Raises:
-        FileNotFoundError: if some are missing. ValueError: if some are damaged. Both say which, and what to do.
-    """
+    """The files of a published data set, in the order of :class:`Source`; :func:`complaint` if not all are whole."""
     here, known = root(place), source(name)
     found = problems(name, here)
     if found:
-        raise _complaint(name, known, here, found)
+        remedy = f"{fetch_command(name, here)} (with --from DIR if there is a copy on this machine)"
+        raise complaint(known.title, here / known.folder, found, len(known.files), remedy)
     return [here / known.folder / file for file in known.files]
 
 
-def command(name: str, here: Path) -> str:
+def complaint(title: str, folder: Path, found: dict[str, str], files: int, remedy: str) -> Exception:
+    """What to raise if some of the ``files`` in a folder are missing (FileNotFoundError) or damaged (ValueError)."""
+    if set(found.values()) != {"missing"}:
+        return ValueError(f"{title} in {folder} is not whole: {in_words(found)}; run: {remedy}")
+    if len(found) == files:
+        return FileNotFoundError(f"no {title} in {folder}; run: {remedy}")
+    return FileNotFoundError(f"{title} in {folder} is not whole: {in_words(found)}; run: {remedy}")
+
+
+def folder_problems(folder: Path, side: int) -> dict[str, str]:
+    """File -> "missing" or what is wrong with it, for arrays that ``decode.py`` wrote: they have no checksums."""
+    found: dict[str, str] = {}
+    arrays: dict[str, Any] = {}
+    for file in ["classes.json", *ARRAYS]:
+        path = folder / file
+        try:
+            arrays[file] = json.loads(path.read_text()) if path.suffix == ".json" else np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            found[file] = "missing"
+        except (ValueError, OSError, EOFError):
+            found[file] = "damaged"
+    return found or _misfits(arrays, side)
+
+
+def _misfits(arrays: dict[str, Any], side: int) -> dict[str, str]:
+    found, classes = {}, len(arrays["classes.json"])
+    for part in PARTS:
+        images, labels = arrays[f"{part}_images.npy"], arrays[f"{part}_labels.npy"]
+        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+            found[f"{part}_images.npy"] = f"{list(images.shape)} {images.dtype}, not [images, {side}, {side}, 3] uint8"
+        elif labels.shape != images.shape[:1]:
+            found[f"{part}_labels.npy"] = f"of shape {list(labels.shape)} for {len(images)} images"
+        elif len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            found[f"{part}_labels.npy"] = f"{labels.min()} to {labels.max()} for {classes} classes"
+    return found
+
+
+def fetch_command(name: str, here: Path) -> str:
     """How to fetch a data set into the data root ``here``."""
     where = "" if here == root() else f" --root {here}"
     needed = " --from DIR" if name == "image_folder" else ""
     return f"python data_scripts/{name}.py{needed}{where}"
 
 
-def _complaint(name: str, known: Source, here: Path, found: dict[str, str]) -> Exception:
-    remedy = f"run: {command(name, here)} (with --from DIR if there is a copy on this machine)"
-    if set(found) == set(known.files) and set(found.values()) == {"missing"}:
-        return FileNotFoundError(f"no {known.title} in {here / known.folder}; {remedy}")
-    kind = ValueError if "damaged" in found.values() else FileNotFoundError
-    return kind(f"{known.title} in {here / known.folder} is not whole: {named(found)}; {remedy}")
-
-
-def named(found: dict[str, str]) -> str:
-    """What :func:`problems` found, in words."""
+def in_words(found: dict[str, str]) -> str:
+    """What :func:`problems` found: "a is missing, b is damaged"."""
     return ", ".join(f"{file} is {state}" for file, state in found.items())
+
+
+def listing(place: str | Path | None = None) -> str:
+    """The text of ``csq-mini data``: a line a data set, whole, damaged or missing, its size, and what to run.
+
+    Raises:
+        OSError: if the data root is there and cannot be listed.
+    """
+    here = root(place)
+    if here.exists() and not here.is_dir():
+        raise NotADirectoryError(f"the data root {here} is not a folder: give another --root, or set CSQ_DATA")
+    inside = sorted(here.iterdir()) if here.exists() else []
+    lines = [f"data root: {here}" + ("" if here.exists() else " (not there yet)"), f"  {'digits':<16} embedded"]
+    for name in TITLES:
+        lines.append(_line(name, here / source(name).folder, problems(name, here), fetch_command(name, here)))
+    decode = fetch_command("image_folder", here)
+    decoded = [folder for folder in inside if re.search(r"-\d+$", folder.name) and list(folder.glob("*.npy"))]
+    for folder in decoded:
+        name, _, side = folder.name.rpartition("-")
+        remedy = f"{decode} --name {name} --side {side}"
+        lines.append(_line(folder.name, folder, folder_problems(folder, int(side)), remedy))
+    if not decoded:
+        lines.append(_line("image_folder", here / "none", {"all": "missing"}, decode))
+    left = [folder for folder in inside if folder.suffix == ".partial"]
+    return "\n".join(lines + [f"{folder} was left by a run that was stopped: delete it" for folder in left])
+
+
+def _line(name: str, folder: Path, found: dict[str, str], remedy: str) -> str:
+    if not folder.exists():
+        return f"  {name:<16} missing              run: {remedy}"
+    megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    size = f"{megabytes:.1f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
+    state, what = ("damaged", f"{in_words(found)}; run: {remedy}") if found else ("whole", str(folder))
+    return f"  {name:<16} {state:<9} {size:>9}  {what}"

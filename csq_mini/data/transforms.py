@@ -1,7 +1,7 @@
 """What happens to a batch of stored bytes on its way to the model: crop, flip, normalise.
 
-All of it runs on the batch's device, a batch at a time. Images are ``[batch, channels, height,
-width]`` uint8, in channels_last memory where that is faster; results are channels_last.
+All of it runs on the batch's device. Images are ``[batch, channels, height, width]`` uint8, in channels_last memory
+where that is faster; results are channels_last.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ from torch import Tensor
 class CropFlip:
     """A random square crop of the zero-padded image, flipped horizontally with probability 1/2.
 
-    Bytes are padded with zeros before they are normalised, as torchvision's RandomCrop does with
-    images from a file.
-
-    Attributes:
-        size: height and width of the crop, in pixels.
-        pad: zeros added on each side, in pixels.
-
+    Bytes are padded before they are normalised, as torchvision's RandomCrop does with images from a file.
     Source: He et al. (arXiv 1512.03385), section 4.2.
     """
 
-    size: int
-    pad: int = 0
+    size: int  # height and width of the crop, in pixels
+    pad: int = 0  # zeros added on each side, in pixels
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Each image of the batch with a crop and flip of its own, drawn from a CPU generator."""
+        """Crop and flip each image of the batch at random, drawing from a CPU generator."""
+        return self.apply(x, self.draw(x.shape, generator))
+
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """Top, left and flip (0 or 1) for each image of a batch of this shape: ``[batch, 3]`` int64 on the CPU."""
+        places = [side + 2 * self.pad - self.size + 1 for side in shape[2:]]
+        top, left = (torch.randint(count, shape[:1], generator=generator) for count in places)
+        flip = torch.rand(shape[:1], generator=generator) < 0.5
+        return torch.stack([top, left, flip.long()], dim=1)
+
+    def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
+        """The images cropped and flipped as was drawn for each of them."""
         batch, channels = x.shape[:2]
         height, width = (side + 2 * self.pad for side in x.shape[2:])
-        top, left = (torch.randint(side - self.size + 1, (batch, 1, 1), generator=generator).to(x.device)
-                     for side in (height, width))  # fmt: skip
-        flip = (torch.rand((batch, 1, 1), generator=generator) < 0.5).to(x.device)
+        top, left, flip = drawn.to(x.device).view(batch, 3, 1, 1).unbind(1)  # each [batch, 1, 1]
         image, step = torch.arange(batch, device=x.device)[:, None, None], torch.arange(self.size, device=x.device)
-        rows, columns = top + step[:, None], left + torch.where(flip, self.size - 1 - step, step)
+        rows, columns = top + step[:, None], left + torch.where(flip > 0, self.size - 1 - step, step)
         pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, *[self.pad] * 4)).reshape(-1, channels)
         # a gather of whole pixels, which lie together in channels_last: each is one short run of bytes
         cropped = pixels.index_select(0, ((image * height + rows) * width + columns).flatten())
@@ -48,16 +51,11 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class Normalise:
-    """Bytes 0..255 become (byte / 255 - mean) / std by channel, float32, channels_last.
+    """Bytes 0..255 become (byte / 255 - mean) / std, float32, channels_last."""
 
-    Attributes:
-        mean, std: one number a channel, of bytes divided by 255.
-        crop: take the centre square of this many pixels first; None takes the whole image.
-    """
-
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # one number a channel
     std: tuple[float, ...]
-    crop: int | None = None
+    crop: int | None = None  # take the centre square of this many pixels first; None takes the whole image
 
     def __call__(self, x: Tensor) -> Tensor:
         """The batch as the model sees it."""
@@ -68,6 +66,6 @@ class Normalise:
         return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-@lru_cache(maxsize=16)  # a copy to the device for each, not one a batch
+@lru_cache(maxsize=16)  # copied to each device once, not with every batch
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return 255 * torch.tensor(values, device=device).view(-1, 1, 1)

@@ -1,1 +1,7 @@
-"""Packed files: the format, its checks, saving and loading."""
+"""Packed files: an exact model in as many bytes as its bits need."""
+
+from .format import Packed, PackedFileError
+from .save import load_packed, save_packed
+from .verify import verify_packed
+
+__all__ = ["Packed", "PackedFileError", "load_packed", "save_packed", "verify_packed"]

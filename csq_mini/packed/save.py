@@ -1,8 +1,7 @@
 """Packed files: an exact model in one safetensors file, its integers at the bits they need.
 
-A quantized layer is a step and integer codes. :func:`save_packed` writes the codes as a dense string
-of bits, what stays float as it is, and the rest as one metadata entry; :func:`load_packed` gives the
-model back, equal in every bit. ``packed_format.py`` reads and checks.
+:func:`save_packed` writes the codes of each quantized layer as a dense string of bits, what stays float as it is, and
+the rest as one metadata entry. :func:`load_packed` gives the model back, equal in every bit.
 """
 
 from __future__ import annotations
@@ -11,31 +10,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import models
-from .. import __version__
 from ..activations import activation_bits, quantize_activations
-from ..files import write_whole
-from ..conversion import Integers, Scheme, integers, schemes, unwrap
-from ..planes import CSQLayer
-from .format import (
-    DTYPES,
-    FORMAT,
-    KEY,
-    NO_DIGEST,
-    Packed,
-    PackedFileError,
-    pack_bits,
-    require,
-    verify_packed,
-    weight_key,
-)  # fmt: skip
-from ..train.recipes import Recipe
+from ..files import __version__, write_whole
+from ..planes import has_planes, unwrap
+from ..recipes import Recipe
+from ..scheme import Scheme, schemes
+from .format import DTYPES, FORMAT, KEY, NO_DIGEST, Packed, PackedFileError, pack_bits, weight_key
+from .verify import require, verify_packed
 
 
 def save_packed(model: nn.Module, path: str | Path, recipe: Recipe | None = None) -> int:
@@ -50,41 +37,43 @@ def save_packed(model: nn.Module, path: str | Path, recipe: Recipe | None = None
         Bytes written.
 
     Raises:
-        ValueError: if the model is not hardened, or a weight was changed since.
+        ValueError: if the model is not hardened, a weight was changed since, or a tensor is of a type that the file
+            cannot hold.
     """
     model = unwrap(model)
-    if any(isinstance(m, CSQLayer) for m in model.modules()):
+    if has_planes(model):
         raise ValueError("the model still has its planes: save_packed(csq.harden(model), path)")
-    found = {name: scheme for name, (_, scheme) in schemes(model).items()}
-    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-    architecture = getattr(model, "csq_architecture", None)
-    blob = pack(state, found, integers(model), architecture, activation_bits(model), recipe)
+    blob = pack(model, {name: scheme for name, (_, scheme) in schemes(model).items()}, recipe)
     write_whole(Path(path), lambda file: file.write(blob))
     return len(blob)
 
 
-def pack(
-    state: Mapping[str, Tensor], found: Mapping[str, Scheme], codes: Mapping[str, Integers],
-    architecture: Mapping[str, Any] | None = None, activations: Mapping[str, int] | None = None,
-    recipe: Recipe | None = None,
-) -> bytes:  # fmt: skip
-    """The bytes of a packed file, from a plain state_dict and what is known of its quantized layers."""
+def check_packable(model: nn.Module) -> None:
+    """ValueError if a packed file cannot hold a tensor of the model: known before a training, not after it."""
+    for tensor in unwrap(model).state_dict().values():
+        _dtype_name(tensor)
+
+
+def pack(model: nn.Module, found: Mapping[str, Scheme], recipe: Recipe | None = None) -> bytes:
+    """The bytes of a packed file: a plain model, of whose layers these are quantized."""
     from safetensors.torch import save
 
-    tensors, layers = dict(state), {}
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    layers = {}
     for name, scheme in found.items():
         key = weight_key(name)
-        values, indices, bits = _index(codes[name].codes)
-        tensors[key] = torch.from_numpy(pack_bits(indices, bits))
+        values, indices, bits = _index(scheme.codes)
         layers[name] = {
             "bits": bits, "dtype": _dtype_name(state[key]), "planes": scheme.planes,
-            "shape": list(codes[name].shape), "step": scheme.step,
+            "shape": list(scheme.codes.shape), "step": scheme.step,
         } | ({"low": values[0]} if isinstance(values, range) else {"values": list(values)})  # fmt: skip
+        state[key] = torch.from_numpy(pack_bits(indices, bits))
     about = {
-        "activations": dict(activations or {}), "architecture": architecture, "format": FORMAT, "layers": layers,
-        "library": __version__, "recipe": recipe and recipe_digest(recipe), "sha256": NO_DIGEST,
+        "activations": activation_bits(model), "architecture": getattr(model, "csq_architecture", None),
+        "format": FORMAT, "layers": layers, "library": __version__, "recipe": recipe and recipe_digest(recipe),
+        "sha256": NO_DIGEST,
     }  # fmt: skip
-    blob = save(tensors, {KEY: json.dumps(about, sort_keys=True, separators=(",", ":"))})
+    blob = save(state, {KEY: json.dumps(about, sort_keys=True, separators=(",", ":"))})
     return blob.replace(NO_DIGEST.encode(), hashlib.sha256(blob).hexdigest().encode(), 1)
 
 
@@ -115,12 +104,10 @@ def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if model is None:
         new = new.to_empty(device="cpu")
     state = {name: _tensor(*entry) for name, entry in packed.floats.items()}
-    state |= {weight_key(name): layer.weight() for name, layer in packed.layers.items()}
+    found = {name: layer.scheme() for name, layer in packed.layers.items()}
+    state |= {weight_key(name): s.weight(DTYPES[packed.layers[name].dtype]) for name, s in found.items()}
     new.load_state_dict(state, strict=True)
-    for name, layer in packed.layers.items():
-        scheme = layer.scheme
-        if layer.dtype in ("F16", "BF16"):  # whose weights may not tell their integers apart
-            scheme = Scheme(scheme.available, scheme.kept, scheme.filled, scheme.step, layer.codes())
+    for name, scheme in found.items():
         new.get_submodule(name).csq = scheme  # type: ignore[assignment]
     return new.eval()
 
@@ -144,7 +131,7 @@ def _build(packed: Packed) -> nn.Module:
 
 def _compare(packed: Packed, model: nn.Module) -> None:
     """Refuse a model that the file does not fit, before anything of it is changed."""
-    if any(isinstance(m, CSQLayer) for m in model.modules()):
+    if has_planes(model):
         raise PackedFileError("the model has planes: load into a plain one, as it was before csq.convert")
     there = activation_bits(model)
     require(there == packed.activations, f"does not fit: the file has activations {packed.activations or 'float'}, "

@@ -2,8 +2,9 @@
 
     run.json         what is run: recipe, model, data, format version
     checkpoint.pt    state after some step: model, optimizer, random numbers, history so far
-    history.jsonl    a row an epoch
-    result.json      accuracy on the test split, totals and scheme; model.pt the hardened state_dict
+    history.jsonl    a line an epoch
+    result.json      accuracy on the test split, and totals
+    model.safetensors    the hardened model, packed (csq.load_packed); of a float run model.pt, its state_dict
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from . import processes as parallel
 from ..files import write_json, write_whole
-from ..activations import activation_bits
-from ..conversion import unwrap
+from ..packed.save import save_packed
+from ..planes import unwrap
+from . import processes as parallel
 
 if TYPE_CHECKING:
     from ..data import Data
-    from .recipes import Recipe
+    from ..recipes import Recipe
     from ..report import Report
 
-FORMAT = 2
-STATE = {"phase", "step", "rows", "loss_sum", "clock", "model", "optimizer", "rng"}  # of a checkpoint, beside the run
+FORMAT = 3
+STATE = {"phase", "step", "history", "loss", "seconds", "images", "model", "optimizer", "rng"}
+"""What a checkpoint holds, beside the run it belongs to."""
 
 
 def get_rng_state() -> dict[str, Any]:
@@ -60,12 +62,12 @@ class RunFolder:
     """Claims a folder for a run, or reopens the one it is: ``with RunFolder(...) as folder:``.
 
     While it is open no other process can claim the folder. Of several processes that train together
-    (``parallel.py``) only the first writes.
+    (``processes.py``) only the first writes.
 
     Args:
         path: a folder that does not exist, is empty, or holds this very run.
         model: the :func:`fingerprint` of the float model.
-        data, recipe: of the run.
+        data, recipe, bfloat16: of the run.
         tensorboard: whether :meth:`write_history` also writes events.
 
     Raises:
@@ -74,18 +76,22 @@ class RunFolder:
         ImportError: if TensorBoard is wanted and not installed.
     """
 
-    def __init__(self, path: str | Path, model: str, data: Data, recipe: Recipe, tensorboard: bool = False):
+    def __init__(
+        self, path: str | Path, model: str, data: Data, recipe: Recipe,
+        bfloat16: bool = False, tensorboard: bool = False,
+    ):  # fmt: skip
         self.path = Path(path)
         self.make_writer = _event_writer() if tensorboard else None
         self.run: dict[str, Any] = {
             "format": FORMAT,
             "recipe": {**recipe.to_dict(), "skip": list(recipe.skip)},
             "model": model,
+            "bfloat16": bfloat16,
             "data": f"{data.name}, {' + '.join(str(len(s[1])) for s in (data.train, data.valid, data.test))}",
         }
         self.lock = FileLock(self.path / ".lock", timeout=0)  # a process that ends, however it ends, lets go of it
         self.events: Any = None
-        self.written = 0  # history rows already written as events
+        self.written = 0  # entries of the history already written as events
 
     def __enter__(self) -> RunFolder:
         if self.writes:
@@ -140,7 +146,7 @@ class RunFolder:
         if missing:
             raise ValueError(_damaged(file, f"no {', '.join(sorted(missing))}"))
         self._compare(there)
-        self.written = len(state["rows"])
+        self.written = len(state["history"])
         return state
 
     def save(self, state: dict[str, Any]) -> None:
@@ -149,31 +155,29 @@ class RunFolder:
             return
         write_whole(self.path / "checkpoint.pt", lambda file: torch.save({"run": self.run, **state}, file))
 
-    def write_history(self, rows: list[dict[str, Any]]) -> None:
-        """Replace the history by these rows; new ones go to TensorBoard too."""
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Replace the history; new entries go to TensorBoard too."""
         if not self.writes:
             return
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        text = "".join(json.dumps(entry) + "\n" for entry in history)
         write_whole(self.path / "history.jsonl", lambda file: file.write(text.encode()))
         if self.events:
-            for row in rows[self.written :]:
-                for key, value in row.items():
+            for entry in history[self.written :]:
+                for key, value in entry.items():
                     if isinstance(value, (int, float)):
-                        self.events.add_scalar(key, value, row["epoch"])
+                        self.events.add_scalar(key, value, entry["epoch"])
             self.events.flush()
-            self.written = len(rows)
+            self.written = len(history)
 
-    def write_result(self, model: nn.Module, accuracy: float, report: Report | None) -> None:
-        """Write the hardened model's plain state_dict and what it came to."""
+    def write_result(self, model: nn.Module, accuracy: float, report: Report | None, recipe: Recipe) -> None:
+        """Write the hardened model as a packed file, or a float model's state_dict, and what it came to."""
         if not self.writes:
             return
-        write_whole(self.path / "model.pt", lambda file: torch.save(model.state_dict(), file))
-        found: dict[str, Any] = dict(vars(report.total)) if report else {}
-        if report:  # what csq-mini pack needs beside the weights
-            found["scheme"] = {row.name: row.planes for row in report.rows}
-            found["architecture"] = getattr(model, "csq_architecture", None)
-            found["activations"] = activation_bits(model)
-        write_json(self.path / "result.json", {"accuracy": accuracy, **found})
+        if report:
+            save_packed(model, self.path / "model.safetensors", recipe)
+        else:
+            write_whole(self.path / "model.pt", lambda file: torch.save(model.state_dict(), file))
+        write_json(self.path / "result.json", {"accuracy": accuracy, **(vars(report.total) if report else {})})
 
     def _refuse_foreign(self) -> None:
         names = {p.name for p in self.path.iterdir()}

@@ -2,240 +2,249 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from csq_mini import Recipe, Trainer, evaluate, models, recipes
 from csq_mini import data as datasets
-from csq_mini import models
-from csq_mini.train import recipes
 from csq_mini.data import Data
 from csq_mini.gates import check_temperature
-from csq_mini.train.recipes import Recipe
-from .control import Control, wide
+from csq_mini.planes import Planes, unwrap
+from csq_mini.train.trainer import rate_at
+
 from .lab import Lab
-from .picture import BLUE, ORANGE, WIDTH, Canvas, Panel, nice_ticks, plane_color, short, stairs
-from .search import WORKER, Search
+from .picture import BLUE, ORANGE, WIDTH, Canvas, Panel, nice_ticks
 
 PACE = 0.25  # seconds between two pictures of a training
+TICK = 5  # steps between two entries of its history
 
 
 class BudgetLab(Lab):
-    """What :func:`budget_lab` returns.
+    """Train while you watch, and change the budget and the temperature while it trains.
 
-    Beside what every lab has: ``start()``, ``pause()``, ``reset()``, ``run(steps)``, ``wait()``; ``model``, the one
-    that trains, ``rows``, its history, and ``exact``, the hardened model at the end (None before).
+    Layers lose planes and win them back; at the end of the search their precision is frozen, and a finetune follows
+    as in :func:`csq_mini.fit`. Start and Pause return at once: a thread trains in the background, and only one lab
+    trains at a time. What goes wrong in it shows in the lab. From code: ``lab.start()``, ``lab.change(target=3)``,
+    ``lab.change(beta=2)``, ``lab.change(schedule=True)``, ``lab.pause()``, ``lab.reset()``, ``lab.run(100)``.
+
+    Args:
+        model: float; a copy of it is trained, on its device. None is the small CNN for digits.
+        data: three splits, see :class:`csq_mini.data.Data`; None is the digits.
+        recipe: None is that of the digits with a longer search, to leave time for changes.
+
+    Attributes:
+        trainer: the :class:`csq_mini.Trainer`; ``model`` is what it trains.
+        history: an entry every few steps: step, loss without the penalty, bits, target, open planes of each layer.
+        hard: accuracy on the validation split, hardened, at the end of the last epoch.
+        exact: the hardened model, once all steps are done.
+
+    Raises:
+        ValueError: as :func:`csq_mini.fit` does, and for a recipe without a target.
     """
 
     title = "budget lab"
+    labels = {"target": "Budget \u03c4 (bits a weight)", "beta": "Temperature \u03b2",
+              "schedule": "Temperature by the schedule", "start": "Start", "pause": "Pause",
+              "reset": "Reset"}  # fmt: skip
+    latest: ClassVar[BudgetLab | None] = None  # the lab started last: no other trains
 
-    def __init__(self, model: nn.Module, data: Data, recipe: Recipe):
+    def __init__(self, model: nn.Module | None = None, data: Data | None = None, recipe: Recipe | None = None):
         super().__init__()
-        self.start_from = model, data, recipe
-        self.search = Search(*self.start_from)
-        low = max(math.ceil(4 * min(self.search.budget.floor.values())) / 4, 0.25)
-        self.controls = (
-            Control("target", "slider", "Budget \u03c4 (bits a weight)", (low, recipe.planes, 0.25)),
-            Control("beta", "log", "Temperature \u03b2", (recipe.beta_start, recipe.beta_end, 0.02)),
-            Control("schedule", "tick", "Temperature by the schedule"),
-            Control("start", "button", "Start"), Control("pause", "button", "Pause"),
-            Control("reset", "button", "Reset"),
-        )  # fmt: skip
+        recipe = recipe or recipes.get("digits", search_epochs=60)
+        if recipe.target is None:
+            raise ValueError("the lab steers a budget: give the recipe a target")
+        if model is None:
+            with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
+                torch.manual_seed(recipe.seed)
+                model = models.digits_cnn()
+        self._begin_with = model, data or datasets.digits(), recipe
         self.values = {"target": recipe.target, "beta": recipe.beta_start, "schedule": True}
-        self._shown = 0.0
+        self._lock = threading.Lock()  # held by a step, and by a change, which must not come in its middle
+        self._stop, self._thread = threading.Event(), threading.Thread()
+        self._stop.set()
+        self._begin()
+
+    def _begin(self) -> None:
+        model, data, recipe = self._begin_with
+        self.model = copy.deepcopy(unwrap(model))
+        self.trainer = Trainer(self.model, data.to(next(self.model.parameters()).device), recipe)
+        self.trainer.rate = self._rate
+        self.history = [self._entry(math.nan)]
+        self.hard: float | None = None
+        self.exact: nn.Module | None = None
+
+    def _rate(self, step: int, steps: int, warmup: float) -> float:
+        """No decay in the search, so that the budget can change at any time."""
+        searching = self.trainer.phase == "search"
+        return min(1.0, (step + 1) / max(warmup, 1)) if searching else rate_at(step, steps, warmup)
+
+    def controls(self, w: Any) -> dict[str, Any]:
+        recipe, floor = self.trainer.recipe, min(self.trainer.budget.floor.values())
+        low, high = math.log10(recipe.beta_start), math.log10(recipe.beta_end)
+        return {
+            "target": w.FloatSlider(min=floor or 0.25, max=recipe.planes, step=0.25),
+            "beta": w.FloatLogSlider(min=low, max=high, step=0.02, readout_format=".1f"),
+            "schedule": w.Checkbox(indent=False),
+            "start": w.Button(), "pause": w.Button(), "reset": w.Button(),
+        }  # fmt: skip
+
+    def apply(self, name: str, value: Any) -> None:
+        with self._lock:
+            if name == "target":
+                self.trainer.retarget(value)
+            elif name == "beta":
+                self.trainer.temperature = check_temperature(value)
+                self.values["schedule"] = False
+            else:
+                self.trainer.temperature = None if value else self.values["beta"]
+            self.values[name] = value
+
+    def locked(self) -> set[str]:
+        off = {"start": self.running or self.exact is not None, "pause": not self.running,
+               "target": self.trainer.budget.frozen, "beta": self.values["schedule"]}  # fmt: skip
+        return {name for name, disabled in off.items() if disabled}
+
+    def show(self, settle: bool = True) -> None:
+        if self.trainer.temperature is None:
+            self.values["beta"] = min(self.trainer.beta(), self.trainer.recipe.beta_end)
+        super().show(settle)
 
     # What the buttons do, and code may
 
     @property
     def running(self) -> bool:
-        """Whether it trains at present."""
-        return WORKER.job is self
+        """Whether it trains in the background."""
+        return not self._stop.is_set()
 
     def start(self) -> None:
-        """Train on in the background, from where it stands."""
-        if self.search.exact is None:
-            displaced = WORKER.start(self)
-            if displaced:
-                displaced.show()
+        """Train in the background, from where it stands; another lab that trains is paused."""
+        if self.exact is None and not self.running:
+            if BudgetLab.latest:
+                BudgetLab.latest.pause()
+            BudgetLab.latest, self._stop = self, threading.Event()
+            self._thread = threading.Thread(target=self._train, args=(self._stop,), name="csq-lab", daemon=True)
+            self._thread.start()
         self.show()
 
     def pause(self) -> None:
         """Stop after the step under way, without waiting for it."""
-        WORKER.stop(self)
+        self._stop.set()
         self.show()
 
     def reset(self) -> None:
-        """Pause, and begin anew with the model, data and recipe it was made of; the controls stay as they are."""
-        self.pause()
+        """Stop after the step under way, and begin anew; the controls stay as they are."""
+        self._stop.set()
+        with self._lock:
+            self._begin()
+            self.trainer.retarget(self.values["target"])
+            self.trainer.temperature = None if self.values["schedule"] else self.values["beta"]
         self.error = None
-        fresh = Search(*self.start_from)
-        fresh.set_target(self.values["target"])
-        fresh.beta = None if self.values["schedule"] else self.values["beta"]
-        self.search = fresh  # a step under way ends with the old one
-        self._take_temperature()
         self.show()
 
     def wait(self, timeout: float = 600) -> bool:
-        """Block until it does not train any more, and say whether that came in time."""
-        end = time.monotonic() + timeout
-        while (moving := self in (WORKER.job, WORKER.busy) and not WORKER.idle.is_set()) and time.monotonic() < end:
-            time.sleep(0.01)
-        return not moving
+        """Block until nothing trains in the background, and say whether that came in time."""
+        if self._thread.ident:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def run(self, steps: int) -> None:
-        """Train so many steps here and now, not in the background; what goes wrong is raised."""
+        """Train for a number of steps in the foreground; errors are raised."""
         self.pause()
         self.wait()
         for _ in range(steps):
-            if self.search.exact is None:
-                self.search.advance()
-        self._take_temperature()
+            self._advance()
         self.show()
 
-    @property
-    def model(self) -> nn.Module:
-        """The converted model that trains."""
-        return self.search.model
+    # Training
 
-    @property
-    def exact(self) -> nn.Module | None:
-        """The hardened model, once all steps are done."""
-        return self.search.exact
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """A row every few steps: step, loss (without the penalty), bits, target, and the open planes of each layer."""
-        return self.search.rows
-
-    def apply(self, name: str, value: Any) -> None:
-        """Change the budget or the temperature, also while it trains."""
-        if name == "target":
-            self.search.set_target(value)
-        elif name == "beta":
-            value = self.search.beta = check_temperature(value)
-            self.values["schedule"] = False
-        else:
-            self.search.beta = None if value else self.values["beta"]
-        self.values[name] = value
-        self._take_temperature()
-
-    # Its part of the background thread
-
-    def tick(self) -> None:
-        """One step; at its pace, the picture. Called by the one thread of all labs."""
-        search = self.search
+    def _train(self, stop: threading.Event) -> None:
+        """The thread in the background; it ends after the step in which ``stop`` is set."""
+        drawn = 0.0
         try:
-            search.advance()
+            while not stop.is_set() and self.exact is None:
+                with self._lock:
+                    if not stop.is_set():
+                        self._advance()
+                if time.monotonic() > drawn + PACE:
+                    self.show(settle=False)
+                    drawn = time.monotonic()
+                time.sleep(0.001)  # a change that waits for the lock gets its turn
         except Exception as error:
-            WORKER.stop(self)
-            self.error = error if search is self.search else None
-        if search.exact is not None:
-            WORKER.stop(self)
-        now = time.monotonic()
-        if not self.running or now > self._shown + PACE:
-            self._take_temperature()
-            self.show()
-            self._shown = time.monotonic()
+            self.error = error
+        stop.set()
+        self.show(settle=False)
 
-    def _take_temperature(self) -> None:
-        if self.search.beta is None:
-            self.values["beta"] = min(self.search.temperature(), self.search.recipe.beta_end)
+    def _advance(self) -> None:
+        """One step, and what falls due with it: an entry of the history, a judgement, the end."""
+        trainer = self.trainer
+        if trainer.done:
+            return
+        loss = float(trainer.step())
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss became {loss} in step {trainer.steps_done}: lower the recipe's lr, and Reset")
+        if trainer.steps_done % TICK == 0:
+            self.history.append(self._entry(loss))
+        if trainer.steps_done % trainer.epoch_steps == 0:
+            if trainer.done and not trainer.budget.frozen:  # a recipe without a finetune
+                trainer.budget.freeze()
+            hard = trainer.hardened()
+            self.hard = evaluate(hard, trainer.data, "valid")
+            self.exact = hard.eval() if trainer.done else None
+
+    def _entry(self, loss: float) -> dict[str, Any]:
+        budget = self.trainer.budget
+        entry = {"step": self.trainer.steps_done, "loss": loss, "bits": budget.bits(), "target": budget.target}
+        return entry | {f"bits/{name}": int(planes.open.sum()) for name, planes in budget.layers.items()}
 
     # What it shows
 
     def picture(self) -> Canvas:
-        """The precision on its way to the budget; below, the planes of each layer, now and so far."""
-        canvas, search = Canvas(), self.search
-        rows = list(search.rows)
-        steps = [row["step"] for row in rows]
-        xticks = nice_ticks(max(search.steps / search.epoch_steps, 1), 5)
+        """The precision on its way to the budget; below it the planes of each layer, now and so far."""
+        canvas, trainer, history = Canvas(), self.trainer, list(self.history)
+        xticks = nice_ticks(trainer.steps_total / trainer.epoch_steps, 5)
         title = "bits a weight B, and the budget \u03c4, dashed"
         panel = Panel(canvas, 130, title, "epoch", xticks, [0, 2, 4, 6, 8])
-        epochs = [step / search.epoch_steps for step in steps]
-        freeze = panel.x(search.recipe.search_epochs)
+        freeze = panel.x(trainer.recipe.search_epochs)
         canvas.line([(freeze, panel.top), (freeze, panel.bottom)], "#777777", 1.5, "2 3")
         canvas.text(freeze - 4, panel.top + 14, "freeze", "end")
-        panel.curve(epochs, [row["bits"] for row in rows], BLUE)
-        targets = [row["target"] for row in rows] + [search.budget.target] * 2
-        panel.curve(*stairs([*epochs, epochs[-1], xticks[-1]], targets), ORANGE, "7 4")
-        self._draw_layers(canvas, rows)
+        epochs = [entry["step"] / trainer.epoch_steps for entry in history]
+        panel.curve(epochs, [entry["bits"] for entry in history], BLUE)
+        targets = [entry["target"] for entry in history] + [trainer.budget.target] * 2
+        panel.curve([*epochs, epochs[-1], xticks[-1]], targets, ORANGE, "7 4")
+        canvas.text(140, canvas.height + 18, "planes now")
+        canvas.text(WIDTH - 20, canvas.height + 18, "their number so far", "end")
+        canvas.height += 26
+        for name, planes in trainer.budget.layers.items():
+            self._draw_layer(canvas, name, planes, history)
+        canvas.height += 4
         return canvas
 
-    def _draw_layers(self, canvas: Canvas, rows: list[dict[str, Any]]) -> None:
-        planes = self.search.recipe.planes
-        left, right = 190 + 17 * planes, WIDTH - 20
-        canvas.text(140, canvas.height + 18, "planes now")
-        canvas.text(right, canvas.height + 18, "their number so far", "end")
-        canvas.height += 26
-        for name, layer in self.search.budget.layers.items():
-            y = canvas.height
-            canvas.text(8, y + 18, short(name or "(model)", 16))
-            for i, mark in enumerate(layer.scheme().planes):
-                canvas.rect(140 + 17 * i, y + 4, 14, 18, plane_color(mark))
-            numbers = [row[f"bits/{name}"] for row in rows]
-            canvas.text(left - 18, y + 18, str(int(layer.open.sum())), "end")
-            canvas.rect(left, y + 2, right - left, 22, "#f4f4f4")
-            last = max(self.search.steps, 1)
-            where = [left + (right - left) * min(row["step"] / last, 1) for row in rows]
-            canvas.line([(x, y + 23 - 20 * k / planes) for x, k in zip(*stairs(where, numbers))], BLUE)
-            canvas.height += 29
-        canvas.height += 4
+    def _draw_layer(self, canvas: Canvas, name: str, planes: Planes, history: list[dict[str, Any]]) -> None:
+        y, n, total = canvas.height + 2, planes.available, self.trainer.steps_total
+        left, right = 190 + 17 * n, WIDTH - 20
+        kept = planes.open.int() if planes.mask is None else planes.mask
+        canvas.layer(y, 140, 13, name, "".join(".1F"[mark] for mark in reversed(kept.tolist())))
+        canvas.text(left - 18, y + 16, str(int(planes.open.sum())), "end")
+        canvas.rect(left, y, right - left, 22, "#f4f4f4")
+        points = [(left + (right - left) * entry["step"] / total, entry[f"bits/{name}"]) for entry in history]
+        canvas.line([(x, y + 21 - 20 * k / n) for x, k in points], BLUE)
+        canvas.height += 29
 
     def words(self) -> str:
-        """Where the training stands."""
-        search = self.search
-        phase = "done" if search.exact is not None else "finetune" if search.budget.frozen else "search"
-        state = "" if search.exact is not None else ", running" if self.running else ", paused"
-        loss = search.rows[-1]["loss"]
-        return (
-            f"Epoch {search.step / search.epoch_steps:.1f} of {search.steps // search.epoch_steps}, {phase}{state}: "
-            f"B = {search.budget.bits():.2f} bits a weight, budget {search.budget.target:g}, "
+        trainer, loss = self.trainer, self.history[-1]["loss"]
+        done = self.exact is not None
+        phase = "done" if done else "finetune" if trainer.budget.frozen else "search"
+        state = "" if done else ", running" if self.running else ", paused"
+        said = (
+            f"Epoch {trainer.steps_done / trainer.epoch_steps:.1f} of {trainer.steps_total // trainer.epoch_steps}, "
+            f"{phase}{state}: B = {trainer.budget.bits():.2f} bits a weight, budget {trainer.budget.target:g}, "
             f"temperature {self.values['beta']:.1f}"
-            + (f", loss {loss:.2f}" if math.isfinite(loss) else "")
-            + (f"; hard accuracy on validation images {search.hard:.1%}" if search.hard is not None else "")
-            + "."
         )
-
-    def _extra(self, found: dict[str, Any]) -> list[Any]:
-        import ipywidgets
-
-        found["progress"] = ipywidgets.IntProgress(0, max=max(self.search.steps, 1), description="Progress", **wide())
-        return [found["progress"]]
-
-    def _follow(self) -> None:
-        done, running, widgets = self.search.exact is not None, self.running, self._widgets
-        widgets["progress"].value = self.search.step
-        off = {"start": done or running, "pause": not running, "target": self.search.budget.frozen,
-               "beta": self.values["schedule"]}  # fmt: skip
-        for name, disabled in off.items():
-            widgets[name].disabled = disabled
-        if off["beta"]:
-            widgets["beta"].value = self.values["beta"]
-
-
-def budget_lab(model: nn.Module | None = None, data: Data | None = None, recipe: Recipe | None = None) -> BudgetLab:
-    """Train while you watch, and change the budget and the temperature while it trains.
-
-    Layers lose planes and win them back; at the end of the search their precision is frozen and the rest is
-    finetuned, as in :func:`csq_mini.fit`. Start, Pause and Reset return at once: one background thread trains, a
-    step at a time. What goes wrong in it shows in the lab. From code: ``lab.start()``,
-    ``lab.change(target=3)``, ``lab.change(beta=2)``, ``lab.change(schedule=True)``, ``lab.pause()``,
-    ``lab.reset()``, ``lab.run(100)``.
-
-    Args:
-        model: float; a copy is trained, where its parameters are. None is the small CNN for digits.
-        data: three splits, see :class:`csq_mini.data.Data`; None is the digits.
-        recipe: None is that of the digits, with a longer search, to have time.
-
-    Raises:
-        ValueError: as :func:`csq_mini.fit` does, and for a recipe without a target.
-    """
-    recipe = recipe or recipes.get("digits", search_epochs=60)
-    if model is None:
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            torch.manual_seed(recipe.seed)
-            model = models.digits_cnn()
-    return BudgetLab(model, data or datasets.digits(), recipe)
+        said += f", loss {loss:.2f}" if math.isfinite(loss) else ""
+        return said + ("." if self.hard is None else f"; hard accuracy on validation images {self.hard:.1%}.")

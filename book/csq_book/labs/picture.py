@@ -1,43 +1,53 @@
-"""Pictures of the labs: SVG text, with no library for plots."""
+"""Pictures of the labs as SVG text. A slider has to move: this takes 1 to 4 ms, matplotlib 80 to 180.
+
+Nor do these change global settings, as a style of matplotlib does; the thread that trains draws too.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
 from typing import Any
 
-BLUE, ORANGE, GREY, INK = "#0173b2", "#de8f05", "#e8e8e8", "#333333"
-WIDTH = 520  # of a picture, in its own units; on a page it is shown at most so wide
+from csq_mini.plots import BLUE, ORANGE
+
+WIDTH = 520  # of a picture; a page shows it at this width at most
 
 
 class Canvas:
-    """An SVG picture that grows downward, on an opaque light ground."""
+    """An SVG picture on a white ground that grows downwards."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
         self.height = 8.0  # of what is drawn so far
 
-    def rect(self, x: float, y: float, width: float, height: float, fill: str, **more: Any) -> None:
-        """A filled rectangle."""
-        self._add("rect", x=x, y=y, width=width, height=height, fill=fill, **more)
+    def add(self, tag: str, text: str = "", **attributes: Any) -> None:
+        """An SVG element; ``stroke_width=2`` becomes ``stroke-width="2"``."""
+        values = {k.replace("_", "-"): f"{v:.1f}" if isinstance(v, float) else v for k, v in attributes.items()}
+        inside = " ".join(f'{key}="{value}"' for key, value in values.items())
+        self.parts.append(f"<{tag} {inside}>{escape(text)}</{tag}>" if text else f"<{tag} {inside}/>")
 
-    def line(self, points: Sequence[tuple[float, float]], color: str, width: float = 2, dash: str = "") -> None:
-        """A line through points."""
+    def rect(self, x: float, y: float, width: float, height: float, fill: str) -> None:
+        self.add("rect", x=x, y=y, width=width, height=height, fill=fill)
+
+    def line(self, points: Sequence[tuple[float, float]], color: str, width: float = 2, dash: str = "0") -> None:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        self._add("polyline", points=path, fill="none", stroke=color, stroke_width=width, stroke_dasharray=dash)
+        self.add("polyline", points=path, fill="none", stroke=color, stroke_width=width, stroke_dasharray=dash)
 
-    def dot(self, x: float, y: float, color: str) -> None:
-        """A marked point."""
-        self._add("circle", cx=x, cy=y, r=6, fill=color, stroke="white", stroke_width=1.5)
+    def text(self, x: float, y: float, text: str, anchor: str = "start") -> None:
+        self.add("text", text, x=x, y=y, text_anchor=anchor, fill="#333333") if text else None
 
-    def text(self, x: float, y: float, text: str, anchor: str = "start", color: str = INK) -> None:
-        """Text with its foot at ``y``."""
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{escape(text)}</text>')
+    def layer(self, y: float, x: float, width: float, name: str, marks: str) -> None:
+        """A layer's name at the left (the end of a long one), and its planes: 1 learned, F filled, . dropped."""
+        self.text(8, y + 16, called(name) if len(name) <= 20 else f"\u2026{name[-19:]}")
+        for i, mark in enumerate(marks):
+            left = x + (width + 4) * i
+            self.rect(left, y + 2, width, 18, {"1": BLUE, "F": ORANGE}.get(mark, "#e8e8e8"))
+            self.text(left + width / 2, y + 16, "F" if mark == "F" else "", "middle")
 
     def svg(self, label: str) -> str:
-        """The whole picture; ``label`` says what it shows to who cannot see it."""
+        """The whole picture; ``label`` describes it to readers who cannot see it."""
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {self.height:.0f}" width="{WIDTH}" '
             f'role="img" aria-label="{escape(label)}" font-family="sans-serif" font-size="14" '
@@ -45,14 +55,9 @@ class Canvas:
             f"{''.join(self.parts)}</svg>"
         )
 
-    def _add(self, tag: str, **attributes: Any) -> None:
-        values = {k.replace("_", "-"): v for k, v in attributes.items() if v != ""}
-        texts = [f'{k}="{v:.1f}"' if isinstance(v, float) else f'{k}="{v}"' for k, v in values.items()]
-        self.parts.append(f"<{tag} {' '.join(texts)}/>")
-
 
 class Panel:
-    """A plot across the canvas, below what is there: a title, a grid with its numbers, and curves."""
+    """A plot across the canvas, below what is there: title, grid, numbers and curves."""
 
     def __init__(
         self, canvas: Canvas, height: float, title: str, xlabel: str,
@@ -71,43 +76,28 @@ class Panel:
         canvas.height = self.bottom + 44
 
     def x(self, value: float) -> float:
-        """Where a value stands across."""
-        low, high = self.xlim
-        return self.left + (self.right - self.left) * (min(max(value, low), high) - low) / (high - low)
+        return self.left + (self.right - self.left) * _share(value, *self.xlim)
 
     def y(self, value: float) -> float:
-        """Where a value stands in height; what lies outside is put on the edge."""
-        low, high = self.ylim
-        return self.bottom - (self.bottom - self.top) * (min(max(value, low), high) - low) / (high - low)
+        return self.bottom - (self.bottom - self.top) * _share(value, *self.ylim)
 
-    def curve(self, xs: Sequence[float], ys: Sequence[float], color: str, dash: str = "") -> None:
-        """A line through values."""
+    def curve(self, xs: Sequence[float], ys: Sequence[float], color: str, dash: str = "0") -> None:
         self.canvas.line([(self.x(x), self.y(y)) for x, y in zip(xs, ys)], color, 2.5, dash)
 
 
+def _share(value: float, low: float, high: float) -> float:
+    """How far a value lies between two others, from 0 to 1; a value outside lies on the edge."""
+    return (min(max(value, low), high) - low) / (high - low)
+
+
 def nice_ticks(high: float, count: int = 4) -> list[float]:
-    """Round numbers from 0 to at least ``high``, about ``count`` steps."""
+    """Round numbers from 0 to at least ``high``, in about ``count`` steps."""
     raw = max(high, 1e-9) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * k for k in (1, 2, 2.5, 5, 10) if power * k >= raw * (1 - 1e-9))
     return [step * i for i in range(math.ceil(high / step - 1e-9) + 1)]
 
 
-def stairs(xs: list[float], ys: list[float]) -> tuple[list[float], list[float]]:
-    """Corners of a line that changes at its points only, as a slider and a number of planes do."""
-    points = [(xs[0], ys[0])]
-    for (_, before), (x, y) in pairwise(zip(xs, ys)):
-        if y != before:
-            points += [(x, before), (x, y)]
-    points.append((xs[-1], ys[-1]))
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def plane_color(mark: str) -> str:
-    """Colour of a plane by its mark: 1 learned, F filled; any other is dropped."""
-    return {"1": BLUE, "F": ORANGE}.get(mark, GREY)
-
-
-def short(name: str, most: int = 20) -> str:
-    """A name in so many letters at most: its end."""
-    return name if len(name) <= most else "\u2026" + name[1 - most :]
+def called(name: str) -> str:
+    """A layer's name to show: a model that is one layer has none."""
+    return name or "(model)"

@@ -2,139 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from csq_mini.conversion import integers
-from csq_mini.packed.format import verify_packed
-from csq_mini.report import LayerReport, report
-from .control import Control
+from csq_mini import integers, report, verify_packed
+from csq_mini.report import LayerReport
+
 from .lab import Lab
-from .picture import ORANGE, WIDTH, Canvas, Panel, nice_ticks, plane_color, short
+from .picture import ORANGE, WIDTH, Canvas, Panel, called, nice_ticks
 
 
 class SchemeExplorer(Lab):
-    """What :func:`scheme_explorer` returns."""
+    """The planes of every layer, and the integers of the layer you choose.
+
+    Args:
+        model_or_path: a converted model (as it is at present; "Read again" follows its training), a hardened one, or
+            the path of a packed file, which needs no model.
+
+    Raises:
+        ValueError: for a model without a quantized layer. PackedFileError, OSError: for a file that cannot be read.
+    """
 
     title = "scheme explorer"
-    orders = ("as listed", "largest first", "most planes first")
+    labels = {"layer": "Layer", "order": "Order", "read": "Read again"}
+    orders = {
+        "as listed": lambda layer: 0,
+        "largest first": lambda layer: -layer.weights,
+        "most planes first": lambda layer: -layer.paper_bits,
+    }
 
     def __init__(self, model_or_path: nn.Module | str | Path):
         super().__init__()
         self.source = model_or_path
         self.read()
-        names = tuple(row.name for row in self.report.rows)
-        self.controls = (
-            Control("layer", "choice", "Layer", options=names),
-            Control("order", "choice", "Order", options=self.orders),
-            Control("read", "button", "Read again"),
-        )
-        self.values = {"layer": names[0], "order": self.orders[0]}
+        self.values = {"layer": self.report.rows[0].name, "order": "as listed"}
+
+    def controls(self, w: Any) -> dict[str, Any]:
+        return {"layer": w.Dropdown(options=self.options("layer")), "order": w.Dropdown(options=self.options("order")),
+                "read": w.Button()}  # fmt: skip
+
+    def options(self, name: str) -> list[str]:
+        """What can be chosen."""
+        return list(self.orders) if name == "order" else [layer.name for layer in self.report.rows]
 
     def read(self) -> None:
-        """Look at the model or file anew: it may have been trained on, or written again."""
+        """Look at the model or file again: it may have changed."""
         if isinstance(self.source, nn.Module):
+            self._codes = {name: found.codes.cpu() for name, found in integers(self.source).items()}
             self.report = report(self.source)
-            self._packed = None
         else:
-            self._packed = verify_packed(self.source)
-            self.report = self._packed.report()
-        self._codes: dict[str, Tensor] = {}
+            packed = verify_packed(self.source)
+            self._codes = {name: layer.codes() for name, layer in packed.layers.items()}
+            self.report = packed.report()
 
     def codes(self) -> Tensor:
         """The integers of the chosen layer, in its weight's shape."""
-        name = self.values["layer"]
-        if name not in self._codes:
-            if isinstance(self.source, nn.Module):
-                self._codes |= {key: found.codes.cpu() for key, found in integers(self.source).items()}
-            elif self._packed is not None:
-                self._codes[name] = self._packed.layers[name].codes()
-        return self._codes[name]
+        return self._codes[self.values["layer"]]
 
     def apply(self, name: str, value: Any) -> None:
-        """Choose a layer or an order."""
-        options = next(control.options for control in self.controls if control.name == name)
-        if value not in options:
-            raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")
+        if value not in self.options(name):
+            raise ValueError(f"{name} must be one of {', '.join(self.options(name))}, got {value!r}")
         self.values[name] = value
 
     @property
-    def row(self) -> LayerReport:
+    def layer(self) -> LayerReport:
         """The chosen layer's line of the report."""
-        return next(row for row in self.report.rows if row.name == self.values["layer"])
+        return next(layer for layer in self.report.rows if layer.name == self.values["layer"])
 
     def picture(self) -> Canvas:
         """The planes of all layers, and how often each integer occurs in the chosen one."""
         canvas = Canvas()
-        self._draw_layers(canvas)
-        values, counts = self.codes().flatten().unique(return_counts=True)
-        reach = max(int(values.abs().max()), 1) if len(values) else 1
-        ticks = nice_ticks(float(counts.max()) if len(counts) else 1, 3)
-        title = f"layer {self._called(self.row)}: how many weights have each integer"
-        xticks = [-reach, *([-reach // 2, 0, reach // 2] if reach % 2 == 0 else [0]), reach]
-        edge = 1.04 * reach + 0.5
-        panel = Panel(canvas, 120, title, "integer, in steps", xticks, ticks, (-edge, edge))
-        width = max(min(18.0, 0.4 * (panel.right - panel.left) / edge), 1.0)
-        for value, count in zip(values.tolist(), counts.tolist()):
-            canvas.rect(panel.x(value) - width / 2, panel.y(count), width, panel.bottom - panel.y(count), ORANGE)
-        return canvas
-
-    def _draw_layers(self, canvas: Canvas) -> None:
-        keys: dict[str, Callable[[LayerReport], float]] = {
-            self.orders[1]: lambda row: -row.weights, self.orders[2]: lambda row: -row.paper_bits,
-        }  # fmt: skip
-        rows = sorted(self.report.rows, key=keys.get(self.values["order"], lambda row: 0))
         canvas.text(180, canvas.height + 14, "planes, most significant left")
         canvas.text(WIDTH - 20, canvas.height + 14, "weights", "end")
         canvas.height += 24
-        for row in rows:
-            y, chosen = canvas.height, row.name == self.values["layer"]
-            if chosen:
+        for layer in sorted(self.report.rows, key=self.orders[self.values["order"]]):
+            y = canvas.height
+            if layer.name == self.values["layer"]:
                 canvas.rect(4, y, WIDTH - 8, 22, "#dcebf5")
-            canvas.text(8, y + 16, ("\u25b8 " if chosen else "") + short(self._called(row)))
-            for i, mark in enumerate(row.planes):
-                _draw_plane(canvas, 180 + 24 * i, y + 2, mark)
-            canvas.text(190 + 24 * len(row.planes), y + 16, f"{row.paper_bits}")
-            canvas.text(WIDTH - 20, y + 16, f"{row.weights} ({row.share:.0%})", "end")
+            canvas.layer(y, 180, 20, layer.name, layer.planes)
+            canvas.text(190 + 24 * len(layer.planes), y + 16, str(layer.paper_bits))
+            canvas.text(WIDTH - 20, y + 16, f"{layer.weights} ({layer.share:.0%})", "end")
             canvas.height += 24
+        self._draw_codes(canvas)
+        return canvas
 
-    @staticmethod
-    def _called(row: LayerReport) -> str:
-        return row.name or "(model)"
+    def _draw_codes(self, canvas: Canvas) -> None:
+        values, counts = self.codes().flatten().unique(return_counts=True)
+        reach = max(int(values.abs().max()), 1) if len(values) else 1
+        ticks = nice_ticks(float(counts.max()) if len(counts) else 1, 3)
+        title = f"layer {called(self.layer.name)}: how many weights have each integer"
+        edge = 1.04 * reach + 0.5
+        panel = Panel(canvas, 120, title, "integer, in steps", [-reach, 0, reach], ticks, (-edge, edge))
+        width = max(min(18.0, 0.4 * (panel.right - panel.left) / edge), 1.0)
+        for value, count in zip(values.tolist(), counts.tolist()):
+            canvas.rect(panel.x(value) - width / 2, panel.y(count), width, panel.bottom - panel.y(count), ORANGE)
 
     def words(self) -> str:
-        """The chosen layer in numbers, and the whole."""
-        row, total = self.row, self.report.total
-        different = len(self.codes().unique())
-        filled = f", {row.filled} of them filled at the freeze" if row.filled else ""
+        layer, values = self.layer, len(self.codes().unique())
+        filled = f" ({layer.filled} filled at the freeze)" if layer.filled else ""
         return (
-            f"Layer {self._called(row)}: shape {'x'.join(map(str, row.shape))}, {_count(row.paper_bits, 'plane')} "
-            f"kept{filled}, {_count(different, 'different integer')}, stored with {_count(row.stored_bits, 'bit')} "
-            f"each in {_count(row.bytes, 'byte')}. The whole: {total.paper_bits:.2f} bits a weight."
+            f"Layer {called(layer.name)}, {'x'.join(map(str, layer.shape))}: {layer.paper_bits} of "
+            f"{len(layer.planes)} planes kept{filled}; different integers: {values}; stored bits a weight: "
+            f"{layer.stored_bits}; bytes: {layer.bytes}. "
+            f"The whole model: {self.report.total.paper_bits:.2f} bits a weight."
         )
-
-
-def scheme_explorer(model_or_path: nn.Module | str | Path) -> SchemeExplorer:
-    """Every layer's planes, and the integers of the one you choose.
-
-    Args:
-        model_or_path: a converted model (its present hard scheme; "Read again" follows its training), a hardened
-            one, or the path of a packed file, for which no model is needed.
-
-    Raises:
-        ValueError: for a model with no quantized layer. PackedFileError, OSError: for a file that cannot be read.
-    """
-    return SchemeExplorer(model_or_path)
-
-
-def _draw_plane(canvas: Canvas, x: float, y: float, mark: str) -> None:
-    canvas.rect(x, y, 20, 18, plane_color(mark))
-    if mark == "F":
-        canvas.text(x + 10, y + 14, "F", "middle", "black")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + "s" * (number != 1)

@@ -1,15 +1,14 @@
-"""The puzzles of the book: each is a specification, a drawing, and a check that answers at once.
+"""The puzzles of the book: each has a specification, a drawing, and a check that answers at once.
 
-A puzzle is a name and a function that says, slowly, what is wanted. Write a function of that name and
-give it to :func:`check`, which draws what went in, what was wanted and what came out, and says
-whether it is right, or for which input it is not.
+A specification is a slow, plain function that computes what is wanted. Write a function of the same
+name and pass it to :func:`check`: it draws the input, what is wanted and what your function returns,
+and says whether your answer is right or for which input it is wrong.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,11 @@ class Puzzle:
     """One puzzle of the book.
 
     Attributes:
-        spec: what is wanted, as a slow and plain function; its name is the puzzle's.
-        examples: arguments to try, a tuple each. The first is the one that is drawn.
-        draw: makes the drawing: ``draw(arguments, wanted, found)``, ``found`` None where there is no answer yet.
-        also: a further test of the whole function, for what examples cannot say: what is wrong, in one
-            sentence, or None.
+        spec: a slow, plain function that computes what is wanted; the puzzle has its name.
+        examples: the arguments to try, one tuple each; the first is drawn.
+        draw: ``draw(arguments, wanted, found)`` makes the drawing; ``found`` is None while there is no answer.
+        also: one more test of the function, for what examples cannot show; returns one sentence about
+            what is wrong, or None.
     """
 
     spec: Callable[..., Any]
@@ -46,21 +45,21 @@ class Puzzle:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What :func:`judge` says of an answer: whether it is right, and a sentence about it."""
+class Grade:
+    """What :func:`grade` says of an answer: whether it is right, and why not."""
 
     right: bool
     text: str
 
 
 def check(answer: Callable[..., Any]) -> None:
-    """Draw a puzzle and an answer to it, and print whether it is right; never raises for a wrong one.
+    """Draw a puzzle and your answer to it, and print whether the answer is right.
 
     Args:
-        answer: your function, called as the puzzle is.
+        answer: your function, named like the puzzle.
 
     Raises:
-        ValueError: if no puzzle has the function's name.
+        ValueError: if no puzzle has the function's name. A wrong answer raises nothing.
     """
     from IPython.display import display
 
@@ -68,40 +67,35 @@ def check(answer: Callable[..., Any]) -> None:
     wanted = _call(puzzle.spec, puzzle.examples[0])
     try:
         found = _call(answer, puzzle.examples[0])
-    except Exception:  # the verdict tells which
+    except Exception:  # the grade says which
         found = None
     fits = found is not Ellipsis and found is not None and _complaint(wanted, found, shape_only=True) is None
     display(puzzle.draw(puzzle.examples[0], wanted, found if fits else None))
-    print(judge(answer).text)
+    print(grade(answer).text)
 
 
-def judge(answer: Callable[..., Any]) -> Verdict:
-    """Whether an answer is right, without a drawing; errors as :func:`check`."""
+def grade(answer: Callable[..., Any]) -> Grade:
+    """Whether an answer is right, without drawing or printing anything; raises as :func:`check` does."""
     puzzle = get(answer.__name__)
     for arguments in puzzle.examples:
         wanted = _call(puzzle.spec, arguments)
         try:
             found = _call(answer, arguments)
         except Exception as error:
-            return Verdict(False, f"Not right: for {_show(arguments)} it raises {type(error).__name__}: {error}")
+            return Grade(False, f"Not right: for {_show(arguments)} it raises {type(error).__name__}: {error}")
         if found is None or found is Ellipsis:
-            return Verdict(False, "Not solved yet: put your code where the three dots are.")
+            return Grade(False, "Not solved yet: put your code where the three dots are.")
         if problem := _complaint(wanted, found):
-            return Verdict(False, f"Not right: for {_show(arguments)} {problem}")
+            return Grade(False, f"Not right: for {_show(arguments)} {problem}")
     try:
         problem = puzzle.also(answer) if puzzle.also else None
     except Exception as error:
         problem = f"it raises {type(error).__name__}: {error}"
-    return Verdict(False, f"Not right: {problem}") if problem else Verdict(True, "Right.")
-
-
-def specification(name: str) -> str:
-    """The source of a puzzle's specification."""
-    return inspect.getsource(inspect.unwrap(get(name).spec))
+    return Grade(False, f"Not right: {problem}") if problem else Grade(True, "Right.")
 
 
 def get(name: str) -> Puzzle:
-    """The puzzle of that name, or a ValueError with near names."""
+    """The puzzle called ``name``; a ValueError with near names if there is none."""
     if name not in puzzles():
         raise ValueError(unknown("puzzle", name, puzzles()))
     return puzzles()[name]
@@ -121,7 +115,7 @@ def puzzles() -> dict[str, Puzzle]:
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """The function's value; it gets copies, so that an answer which writes into its arguments spoils nothing."""
+    """The function's value. It gets copies: an answer may write into its arguments."""
     return function(*copy.deepcopy(arguments))
 
 
@@ -143,7 +137,7 @@ def _complaint(wanted: Any, found: Any, shape_only: bool = False) -> str | None:
 
 
 def _show(value: Any) -> str:
-    """A value in a line, tensors as lists of rounded numbers."""
+    """A value as one line of text; tensors as lists of rounded numbers."""
     if isinstance(value, tuple):
         return ", ".join(_show(v) for v in value)
     if isinstance(value, Tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,19 +9,18 @@ import torch
 
 from csq_mini import plots
 
+Draw = Callable[[tuple[Any, ...], Any, Any], Any]
+"""Makes a drawing of (arguments, wanted, found); ``found`` is None while there is no answer."""
 
-def squares(*names: str, wanted: str = "wanted") -> Callable[[tuple[Any, ...], Any, Any], Any]:
-    """Draws every argument, what is wanted and what was found as rows of squares with their numbers.
 
-    Args:
-        names: of the arguments, as they stand beside the squares.
-    """
+def squares(*names: str) -> Draw:
+    """Draws the arguments (``names`` label them), what is wanted and what was found as squares with numbers."""
 
     def draw(arguments: tuple[Any, ...], want: Any, found: Any) -> Any:
         wants = want if isinstance(want, (tuple, list)) else (want,)
         finds = found if isinstance(found, (tuple, list)) else (found,) * len(wants)
         blocks = [(name, value, 2) for name, value in zip(names, arguments)]
-        blocks += [(wanted, value, 0) for value in wants]
+        blocks += [("wanted", value, 0) for value in wants]
         blocks += [("yours", value, 1) for value in finds if value is not None]
         tables = [(name, _table(value), color) for name, value, color in blocks]
         return _picture(tables)
@@ -61,12 +59,8 @@ def _picture(tables: list[tuple[str, list[list[float]], int]]) -> Any:
     return figure
 
 
-def curves(x: str, y: str) -> Callable[[tuple[Any, ...], Any, Any], Any]:
-    """Draws what is wanted, and what was found, over the first argument, a one-dimensional tensor.
-
-    Args:
-        x, y: names of the axes.
-    """
+def curves(x: str, y: str) -> Draw:
+    """Draws what is wanted and what was found over the first argument, ``[n]``; ``x`` and ``y`` label the axes."""
 
     def draw(arguments: tuple[Any, ...], want: Any, found: Any) -> Any:
         with plots.style() as colors:
@@ -80,8 +74,3 @@ def curves(x: str, y: str) -> Callable[[tuple[Any, ...], Any, Any], Any]:
         return figure
 
     return draw
-
-
-def arguments_of(spec: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of a specification's arguments, for :func:`squares`."""
-    return tuple(inspect.signature(spec).parameters)

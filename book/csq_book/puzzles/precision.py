@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from csq_mini import plots
+
 from . import Puzzle
 from ._draw import curves
 

@@ -15,7 +15,7 @@ from conftest import conv_net, converted, few_digits, mlp, shake
 from torch import nn
 
 import csq_mini as csq
-from csq_mini.train import processes as parallel
+from csq_mini.train.processes import count, join, mean_, rank, share, sync, unsync, wait, wrap
 
 RECIPE = csq.Recipe(target=3.0, search_epochs=2, finetune_epochs=1, batch_size=32, recalibration_batches=1)
 
@@ -47,7 +47,7 @@ def member(rank, port, results, work, args):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank),
                    "LOCAL_RANK": str(rank)}  # fmt: skip
     try:
-        with parallel.join("cpu"):
+        with join("cpu"):
             value = work(rank, *args)
     except Exception as error:  # for the parent to raise
         value = error
@@ -63,10 +63,10 @@ def gradients(rank, x, y):
     model = net()
     budget = csq.Budget(model, 2.0)
     csq.set_temperature(model, 2.0)
-    wrapper, (x, y) = parallel.wrap(model).train(), parallel.share((x, y))
-    (F.cross_entropy(wrapper(x), y) + budget.penalty()).backward()
-    plain = parallel.alone(model)
-    state = {k: v.clone() for k, v in plain.state_dict().items()}
+    wrapper, part = wrap(model).train(), share(len(x))
+    (F.cross_entropy(wrapper(x[part]), y[part]) + budget.penalty()).backward()
+    wait()
+    state = {k: v.clone() for k, v in unsync(model).state_dict().items()}
     return {k: v.grad.tolist() for k, v in model.named_parameters()}, {k: v.tolist() for k, v in state.items()}
 
 
@@ -97,25 +97,60 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(processes, port):
         in_two(processes, port, odd_batch)
 
 
-def test_alone_nothing_changes():
-    model, batch = conv_net(), (torch.zeros(3, 1), torch.zeros(3))
-    assert parallel.rank() == 0 and parallel.processes() == 1
-    assert parallel.wrap(model) is model and parallel.alone(model) is model
-    assert all(a is b or torch.equal(a, b) for a, b in zip(parallel.share(batch), batch))
-    assert float(parallel.mean_(torch.tensor(3.0))) == 3.0
-    with parallel.join("cpu") as device:
+def test_a_process_on_its_own_changes_nothing():
+    model = conv_net()
+    assert (rank(), count(), share(33)) == (0, 1, slice(0, None, 1))
+    assert wrap(model) is model and unsync(model) is model and "forward" not in vars(model[1])
+    assert float(mean_(torch.tensor(3.0))) == 3.0 and wait() is None
+    with join("cpu") as device:
         assert device == torch.device("cpu") and not dist.is_initialized()
-    with parallel.join() as device:
+    with join() as device:
         assert device is None
 
 
-def test_wrapping_goes_back_to_the_very_same_classes():
+def test_shares_are_equal_and_make_up_the_batch(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    parts = []
+    for number in range(3):
+        monkeypatch.setattr(dist, "get_rank", lambda number=number: number)
+        parts.append(list(range(12))[share(12)])
+    assert [len(part) for part in parts] == [4, 4, 4] and sorted(sum(parts, [])) == list(range(12))
+    with pytest.raises(ValueError, match="a batch of 13 images cannot be shared equally by 3 processes"):
+        share(13)
+
+
+NORMS = {
+    "plain": nn.BatchNorm2d(4),
+    "without affine": nn.BatchNorm2d(4, affine=False),
+    "without statistics": nn.BatchNorm2d(4, track_running_stats=False),
+    "averaging": nn.BatchNorm2d(4, momentum=None),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_synced_batch_norm_on_its_own_computes_what_a_plain_one_does(kind):
+    plain = copy.deepcopy(NORMS[kind]).double()
+    synced = copy.deepcopy(plain)
+    sync(nn.Sequential(synced))
+    for training in (True, True, False):
+        x = torch.randn(6, 4, 3, 3, dtype=torch.float64)
+        torch.testing.assert_close(synced.train(training)(x), plain.train(training)(x))
+    assert list(synced.state_dict()) == list(plain.state_dict())
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(synced.state_dict()[key], value)
+
+
+def test_unsync_gives_back_plain_batch_norm_in_copies_too():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm2d(4, affine=False)), nn.Linear(2, 2))
-    kinds = [type(m) for m in model.modules()]
-    for module in (model[0], model[1][0]):
-        parallel.sync(module)
-    assert isinstance(model[0], parallel.SyncNorm) and isinstance(copy.deepcopy(model)[1][0], parallel.SyncNorm)
-    assert [type(m) for m in parallel.alone(model).modules()] == kinds
+    before = [(type(m), sorted(vars(m))) for m in model.modules()]
+    sync(model)
+    copied = copy.deepcopy(model)
+    for norm in (copied[0], copied[1][0]):
+        assert norm.forward.__self__ is norm  # not the batch norm it was copied from
+    for synced in (model, copied):
+        assert [(type(m), sorted(vars(m))) for m in synced.modules()] != before
+        assert [(type(m), sorted(vars(m))) for m in unsync(synced).modules()] == before
 
 
 def shell(folder, *before):
@@ -125,7 +160,7 @@ def shell(folder, *before):
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=one_thread)
     assert done.returncode == 0, done.stderr
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return done.stdout, history, torch.load(folder / "model.pt", weights_only=True)
+    return done.stdout, history, csq.load_packed(folder / "model.safetensors").state_dict()
 
 
 def test_torchrun_trains_what_one_process_trains(tmp_path):

@@ -1,4 +1,4 @@
-"""A page's tables of results: its runs, the verdicts, the figures of others; all cells are text, ready to show."""
+"""The tables of a page: its runs, its verdicts, and published figures beside ours. Every cell is text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from csq_mini.experiments.reproduce import METHODS, PROFILES, plan
+from csq_mini.experiments.plans import METHODS, PROFILES, plan
+
 from .verdicts import Sample, Verdict, best_rows, judge, sample, select, weight_bits
 
 if TYPE_CHECKING:
@@ -17,13 +18,13 @@ NAMES: Mapping[str, str] = {
     "one-rate": "one learning rate for all", "no-growth": "without growth", "unweighted": "unweighted budget",
     "no-recalibration": "without recalibration",
 }  # fmt: skip
-"""How pages call the methods of :func:`csq_mini.reproduce`."""
+"""What pages call the methods of :func:`csq_mini.reproduce`."""
 
 FORMATS = {"accuracy": "{:.2f}%", "images_per_second": "{:,.0f} images/s", "seconds": "{:,.0f} s"}
 
 
 class Setting(NamedTuple):
-    """What runs that differ in their seed alone have in common."""
+    """What runs have in common that differ only in their seed."""
 
     profile: str
     epochs: int
@@ -36,10 +37,11 @@ class Setting(NamedTuple):
         parts = [NAMES[self.method]]
         parts += [f"target {self.target:g}"] if self.target is not None else []
         parts += [f"{self.activation_bits:g}-bit activations"] if self.activation_bits is not None else []
-        return ", ".join(parts + ["from a float checkpoint"] * self.started)
+        parts += ["from a float checkpoint"] if self.started else []
+        return ", ".join(parts)
 
     def order(self) -> tuple[Any, ...]:
-        """By profile, the longest first, then as a reader would look for it."""
+        """Sort key: the longest profile first, then as a reader would look for a run."""
         return (
             -list(PROFILES).index(self.profile), self.epochs, self.method != "float", list(METHODS).index(self.method),
             self.target or 0, -(self.activation_bits or 32), self.started,
@@ -47,7 +49,7 @@ class Setting(NamedTuple):
 
 
 def show(table: pandas.DataFrame) -> Any:
-    """A table as a notebook shows it: nothing cut off, no numbers in front of the lines, no empty columns."""
+    """The table as HTML: no text cut off, no index, no empty columns."""
     import pandas
     from IPython.display import HTML
 
@@ -57,7 +59,7 @@ def show(table: pandas.DataFrame) -> Any:
 
 
 def profiles(model: str, data: str) -> pandas.DataFrame:
-    """What each profile is for, and what it makes of the recipe of a network on a data set."""
+    """What each profile is for, and how it changes the recipe of a network on a data set."""
     import pandas
 
     fields = ("search_epochs", "finetune_epochs", "batch_size", "lr", "logit_lr")
@@ -73,10 +75,10 @@ def profiles(model: str, data: str) -> pandas.DataFrame:
 
 
 def runs(book: Mapping[str, Any], name: str, rows: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs of a page, those that are there and those that are planned, a line a setting.
+    """The runs of a page, done and planned, one line for each setting.
 
     Args:
-        book: published.yml. name: of the page in it. rows: all rows of results.
+        book: from :func:`read_published`. name: the page's name in it. rows: all rows of results.
     """
     import pandas
 
@@ -94,7 +96,7 @@ def runs(book: Mapping[str, Any], name: str, rows: pandas.DataFrame) -> pandas.D
 
 
 def _planned(page: Mapping[str, Any]) -> Iterator[tuple[Setting, int]]:
-    """The settings that ``make reproduce`` runs for a page, and how many seeds each."""
+    """The settings that ``make reproduce`` runs for a page, each with its number of seeds."""
     for profile, plans in page["runs"].items():
         for p in plans:
             for method, target, bits in product(p["methods"], p["targets"], p.get("activations", [None])):
@@ -105,8 +107,8 @@ def _planned(page: Mapping[str, Any]) -> Iterator[tuple[Setting, int]]:
 
 
 def _by_setting(rows: pandas.DataFrame) -> dict[Setting, pandas.DataFrame]:
-    lines = rows[list(Setting._fields)].astype(object).itertuples(index=False)
-    keys = [Setting._make(None if value != value else value for value in line) for line in lines]
+    fields = rows[list(Setting._fields)].astype(object).itertuples(index=False)
+    keys = [Setting._make(None if value != value else value for value in values) for values in fields]
     return {key: rows[[key == other for other in keys]] for key in set(keys)}
 
 
@@ -128,7 +130,7 @@ def _line(group: pandas.DataFrame, planned: int) -> dict[str, str]:
 
 
 def spread(found: Sample, measure: str = "accuracy") -> str:
-    """Standard deviation over the seeds, or that there was one seed."""
+    """The standard deviation over the seeds, or "one seed"."""
     if found.spread is None:
         return "one seed" if found.n else ""
     return f"{found.spread:.2f}" if measure == "accuracy" else f"{found.spread:,.0f}"
@@ -140,7 +142,7 @@ def duration(seconds: float) -> str:
 
 
 def verdicts(book: Mapping[str, Any], name: str, rows: pandas.DataFrame) -> pandas.DataFrame:
-    """What is asked of a page's runs, what they gave, and whether that is enough; arguments as :func:`runs`."""
+    """What a page claims, what its runs gave, and whether that is enough; arguments as in :func:`runs`."""
     import pandas
 
     page = book["pages"][name]
@@ -181,7 +183,7 @@ def _asked(claim: Mapping[str, Any], form: str) -> str:
 
 
 def comparison(book: Mapping[str, Any], name: str, rows: pandas.DataFrame) -> pandas.DataFrame:
-    """The published figures of a page, each beside our nearest runs; arguments as :func:`runs`."""
+    """The published figures of a page, each beside our nearest runs; arguments as in :func:`runs`."""
     import pandas
 
     page, figures = book["pages"][name], {figure["id"]: figure for figure in book["figures"]}
@@ -206,7 +208,7 @@ def _compared(figure: Mapping[str, Any], page: Mapping[str, Any], rows: pandas.D
 
 
 def published(book: Mapping[str, Any]) -> pandas.DataFrame:
-    """Every published figure of the book, with its source."""
+    """All published figures of the book, with their sources."""
     import pandas
 
     lines = [

@@ -1,50 +1,17 @@
-"""Rows made up for the purpose, and what the tables must say of them."""
+"""Verdicts on rows made up for the purpose, and the book's file of claims."""
 
 import math
-from pathlib import Path
 
-import pandas
 import pytest
+from made_up_rows import CPU, made_up, table_of
 
-from csq_book import tables
-from csq_book import verdicts
-from csq_mini.experiments.reproduce import METHODS, plan
-from csq_mini.experiments.rows import SCHEMA, Row
-
-FILE = Path(__file__).resolve().parents[1] / "book/reproductions/published.yml"
-H200, CPU = "NVIDIA H200", None
-SCHEME = {"conv1": "11......", "fc": "1F......"}
-
-
-def made_up(method="csq", target=3.0, seed=0, profile="full", accuracy=0.92, gpu=H200, **changes):
-    """A row as a run would leave it."""
-    names = {key: changes.pop(key) for key in ("model", "data", "activation_bits", "epochs") if key in changes}
-    model, data = names.get("model", "resnet20"), names.get("data", "cifar10")
-    recipe = plan(method, model, data, target, seed, profile,
-                  activation_bits=names.get("activation_bits"), epochs=names.get("epochs"))  # fmt: skip
-    key = "-".join(map(str, (model, data, method, target, recipe.activation_bits, profile, recipe.search_epochs, seed)))
-    fields = {
-        "schema": SCHEMA, "key": key, "method": method, "model": model, "data": data, "target": recipe.target,
-        "activation_bits": recipe.activation_bits, "seed": seed, "profile": profile,
-        "search_epochs": recipe.search_epochs, "finetune_epochs": recipe.finetune_epochs, "start": None,
-        "start_accuracy": None, "accuracy": accuracy, "train_images": 49000, "test_images": 10000,
-        "paper_bits": recipe.target or 32.0, "stored_bits": 3.0, "bytes": 125_000, "original_bytes": 1_000_000,
-        "scheme": {} if method == "float" else SCHEME, "history_digest": "0" * 64, "seconds": 170.0,
-        "images_per_second": 70_000.0, "device": "cuda" if gpu else "cpu",
-        "hardware": {"cpu": "a processor", "threads": 2, "gpu": gpu},
-        "versions": {}, "commit": None, "recipe": recipe.to_dict(),
-    }  # fmt: skip
-    return Row(**fields | changes)
-
-
-def table_of(*rows):
-    """The rows as load_rows gives them; their order does not matter."""
-    return pandas.DataFrame(list(map(vars, rows)), columns=[f for f in Row.__dataclass_fields__])
+from csq_book.results import PUBLISHED, tables, verdicts
+from csq_mini.experiments.plans import METHODS
 
 
 @pytest.fixture(scope="module")
 def book():
-    return verdicts.read_book(FILE)
+    return verdicts.read_published()
 
 
 PAGE = {"rows": {"model": "resnet20", "data": "cifar10", "activation_bits": None}}
@@ -184,11 +151,11 @@ def test_bits_of_a_figure_may_come_from_its_compression(book):
     ],
 )  # fmt: skip
 def test_a_misspelt_field_is_refused(old, new, message, tmp_path):
-    text = FILE.read_text("utf8")
+    text = PUBLISHED.read_text("utf8")
     assert old in text
     (tmp_path / "published.yml").write_text(text.replace(old, new, 1), "utf8")
     with pytest.raises(ValueError, match=f"published.yml: unknown .*{message}"):
-        verdicts.read_book(tmp_path / "published.yml")
+        verdicts.read_published(tmp_path / "published.yml")
 
 
 def test_every_method_has_a_name_and_every_part_a_claim(book):

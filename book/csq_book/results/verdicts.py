@@ -1,8 +1,7 @@
-"""What rows of results come to: means and spreads, and whether they are what was asked.
+"""Verdicts on the book's claims: means and spreads over rows of results, held against what was asked.
 
-Works on the table of :func:`csq_mini.rows.load_rows` and on the book's ``published.yml``, whose
-comments say what stands in it. Accuracies are percent here, their differences points. ``tables.py``
-makes a page's tables of it.
+Rows come as the table of :func:`csq_mini.experiments.rows.load_rows`, claims from the book's
+``published.yml``. Accuracies are percentages here, and their differences percentage points.
 """
 
 from __future__ import annotations
@@ -15,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csq_mini.experiments.reproduce import METHODS, PROFILES
 from csq_mini.check import unknown
+from csq_mini.experiments.plans import METHODS, PROFILES
 from csq_mini.experiments.rows import Row
+
+from . import PUBLISHED
 
 if TYPE_CHECKING:
     import pandas
 
 SCALES: Mapping[str, float] = {"accuracy": 100.0, "images_per_second": 1.0, "seconds": 1.0}
-"""Columns of rows that can be asked for, and what they are multiplied with."""
+"""Columns a claim can be about, and what their values are multiplied by."""
 
 FIELDS = {field.name for field in dataclasses.fields(Row)} | {"epochs", "started"}
 CLAIM = {"what", "rows", "measure", "seeds", "at_least", "at_most", "of", "named", "within", "ratio"}
@@ -31,7 +32,7 @@ CLAIM = {"what", "rows", "measure", "seeds", "at_least", "at_most", "of", "named
 
 @dataclass(frozen=True)
 class Sample:
-    """A measure over several runs: mean (NaN if there are none), standard deviation (None for one), number."""
+    """A measure over n runs: its mean (NaN without runs) and standard deviation (None with fewer than two)."""
 
     mean: float
     spread: float | None
@@ -40,13 +41,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rows say to a claim.
+    """What the rows say about a claim.
 
     Attributes:
         claim: an entry of ``claims`` in published.yml.
-        ours: over the rows that count.
+        ours: the measure over the rows the claim is about.
         beside: what they are compared with, if anything.
-        word: "reached" or "short" of the bound, "no bound"; "not run" or "incomplete" where runs are missing.
+        word: "reached", "short" or "no bound"; "not run" or "incomplete" where runs are missing.
     """
 
     claim: Mapping[str, Any]
@@ -56,23 +57,23 @@ class Verdict:
 
     @property
     def measure(self) -> str:
-        """The column of the rows that is asked for."""
+        """The column of the rows the claim is about."""
         return self.claim.get("measure", "accuracy")
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the other accuracy, or over the other speed; None if there are not both."""
+        """Our accuracy minus the other, or our speed divided by the other; None unless both are there."""
         if self.beside is None or not self.beside.n or not self.ours.n:
             return None
         ours, other = self.ours.mean, self.beside.mean
         return ours - other if self.measure == "accuracy" else ours / other
 
 
-def read_book(path: str | Path) -> dict[str, Any]:
-    """``published.yml``, checked, for a field misspelt there would read "not run" for ever.
+def read_published(path: str | Path = PUBLISHED) -> dict[str, Any]:
+    """Read and check ``published.yml``: a misspelt field would show as "not run" for ever.
 
     Raises:
-        ValueError: for a field, a method, a profile or a figure that does not exist, with near names.
+        ValueError: for a field, method, profile or figure that does not exist, with near names.
     """
     import yaml
 
@@ -100,10 +101,10 @@ def _check(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
 
 
 def select(rows: pandas.DataFrame, wanted: Mapping[str, Any]) -> pandas.DataFrame:
-    """The rows whose fields are as wanted; None is no value, and of ``hardware`` a part of the name will do.
+    """The rows whose fields have the wanted values; None means no value, ``hardware`` matches part of the name.
 
-    Two more fields can be asked for, and are in what comes back: ``epochs`` of both phases, and
-    ``started``, whether the run began from a float checkpoint. ``hardware`` comes back as one name.
+    Two columns are added, and can be wanted too: ``epochs`` (of both phases) and ``started`` (from a
+    float checkpoint). ``hardware`` becomes one name.
     """
     places = [hardware_name(place) for place in rows["hardware"]]
     epochs = rows["search_epochs"] + rows["finetune_epochs"]
@@ -120,19 +121,20 @@ def _fits(name: str, found: Any, value: Any) -> bool:
 
 
 def hardware_name(place: Mapping[str, Any]) -> str:
-    """Where a row was made: its GPU, or processor and threads."""
-    return place["gpu"] or f"{place['cpu']}, {place['threads']} thread" + "s" * (place["threads"] != 1)
+    """The hardware of a row as one name: its GPU, or its processor and threads."""
+    threads = place["threads"]
+    return place["gpu"] or f"{place['cpu']}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def sample(rows: pandas.DataFrame, measure: str = "accuracy") -> Sample:
-    """Mean and spread of a measure over rows."""
+    """Mean and spread of a measure over the rows."""
     values = [value * SCALES[measure] for value in rows[measure]]
     spread = statistics.stdev(values) if len(values) > 1 else None
     return Sample(statistics.fmean(values) if values else math.nan, spread, len(values))
 
 
 def judge(claim: Mapping[str, Any], page: Mapping[str, Any], rows: pandas.DataFrame) -> Verdict:
-    """Hold all rows against one of a page's claims, both as published.yml has them."""
+    """Hold all rows against one claim of a page; ``claim`` and ``page`` as in published.yml."""
     measure, of = claim.get("measure", "accuracy"), claim.get("of")
     mine, beside = select(rows, {**page["rows"], **claim["rows"]}), None
     if of == "start":
@@ -140,7 +142,7 @@ def judge(claim: Mapping[str, Any], page: Mapping[str, Any], rows: pandas.DataFr
         beside = sample(mine.assign(accuracy=mine["start_accuracy"]))
     elif of is not None:
         theirs = select(rows, {**page["rows"], **claim["rows"], **of})
-        if measure != "accuracy":  # speeds can be compared on one machine alone
+        if measure != "accuracy":  # speeds compare only on one machine
             mine = mine[mine["hardware"].isin(theirs["hardware"])]
             theirs = theirs[theirs["hardware"].isin(mine["hardware"])]
         beside = sample(theirs, measure)
@@ -158,18 +160,18 @@ def _word(claim: Mapping[str, Any], ours: Sample, beside: Sample | None) -> str:
         low = beside.mean * claim["ratio"]
     if math.isinf(low) and math.isinf(high):
         return "no bound"
-    return "reached" if low - 1e-9 <= ours.mean <= high + 1e-9 else "short"  # a mean on its bound is there
+    return "reached" if low - 1e-9 <= ours.mean <= high + 1e-9 else "short"  # a mean on its bound has reached it
 
 
 def weight_bits(figure: Mapping[str, Any]) -> float | None:
-    """Bits a weight of a published figure, also where its source gives the compression."""
+    """Bits a weight of a published figure, computed where its source gives only the compression."""
     return 32 / figure["compression"] if "compression" in figure else figure.get("weight_bits")
 
 
 def best_rows(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Of rows of one setting those that say most: of the longest profile, and of the epochs that most seeds share.
+    """Of the rows of one setting, those of the longest profile, with the number of epochs most seeds have.
 
-    Smoke runs say nothing about accuracy and are never among them.
+    Smoke runs are left out: they say nothing about accuracy.
     """
     for profile in ("full", "cpu"):
         found = rows[rows["profile"] == profile]

@@ -1,15 +1,16 @@
+"""The tables of a page, from rows made up for the purpose."""
+
 import pandas
 import pytest
-from test_verdicts import CPU, FILE, H200, made_up, table_of
+from made_up_rows import CPU, H200, made_up, table_of
 
-from csq_book import tables
-from csq_book import verdicts
+from csq_book.results import tables, verdicts
 from csq_mini.experiments.rows import SCHEMA, load_rows, write_row
 
 
 @pytest.fixture(scope="module")
 def book():
-    return verdicts.read_book(FILE)
+    return verdicts.read_published()
 
 
 def test_without_rows_every_planned_run_and_every_claim_reads_not_run(book):

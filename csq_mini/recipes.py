@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
-from ..activations import check_activation_bits
-from ..bits import check_planes
-from ..gates import check_temperature
-from ..check import unknown
+from .activations import check_activation_bits
+from .bits import check_planes
+from .check import number, unknown, whole
+from .gates import check_temperature
 
 
 @dataclass(frozen=True)
@@ -84,35 +83,30 @@ class Recipe:
             raise ValueError(f"skip must be a tuple of patterns, such as ('fc',), got {self.skip!r}")
         object.__setattr__(self, "skip", tuple(self.skip))  # a list, as JSON gives it, is welcome
         for name in ("seed", "search_epochs", "finetune_epochs", "floor", "recalibration_batches"):
-            self._check_number(name, 0, Integral)
+            self._set(name, whole, 0, 2**63 - 1)
         for name in ("batch_size", "checkpoint_steps"):
-            self._check_number(name, 1, Integral)
+            self._set(name, whole, 1)
         for name in ("growth", "weighted", "one_rate"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.activation_bits is not None:
             object.__setattr__(self, "activation_bits", check_activation_bits(self.activation_bits))
-        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "strength"):
-            self._check_number(name, 0, Real)
-        for name in ("target", "logit_lr"):
-            if getattr(self, name) is not None:
-                self._check_number(name, 0, Real)
-        for name, limit in (("seed", 2**63), ("momentum", 1)):
-            if getattr(self, name) >= limit:
-                raise ValueError(f"{name} must be below {limit}, got {getattr(self, name)!r}")
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "strength", "target", "logit_lr"):
+            if getattr(self, name) is not None or name not in ("target", "logit_lr"):
+                self._set(name, number, 0)
+        if self.momentum >= 1:
+            raise ValueError(f"momentum must be below 1, got {self.momentum!r}")
         if not self.search_epochs + self.finetune_epochs:
             raise ValueError("search_epochs and finetune_epochs are both 0: there is nothing to train")
         for name in ("beta_start", "beta_end"):
             if math.isinf(check_temperature(getattr(self, name))):
                 raise ValueError(f"{name} must be finite, got inf: the last step hardens the model anyway")
 
-    def _check_number(self, name: str, low: int, kind: Any) -> None:
+    def _set(self, name: str, check: Callable[..., float], *span: float) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value < math.inf:
-            words = "a whole number" if kind is Integral else "a finite number"
-            raise ValueError(f"{name} must be {words} of at least {low}, got {value!r}")
-        if not isinstance(value, (int, float)) or type(value).__module__ == "numpy":  # NumPy's, which JSON cannot hold
-            object.__setattr__(self, name, int(value) if kind is Integral else float(value))
+        checked = check(name, value, *span)
+        if type(value) not in (int, float):  # NumPy's, which JSON cannot hold
+            object.__setattr__(self, name, checked)
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed, checked like any other."""

@@ -1,0 +1,95 @@
+"""What a quantized layer keeps: its planes, its step and its integers, in one object that is made once.
+
+A hardened layer owns a :class:`Scheme` as ``layer.csq``; the report, the packed file and the ONNX file read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .bits import at_least_float32
+from .planes import FILLED, Planes, unwrap
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Planes, step and integers of one layer: weight = step * codes, exactly."""
+
+    available: int  # N, the planes there were to choose from
+    kept: tuple[int, ...]  # least significant first
+    filled: tuple[int, ...]  # those kept that the search had closed
+    step: float  # above zero: worth of code 1, float32(step0) * 2^(lowest kept plane)
+    codes: Tensor = field(compare=False)  # int16, in the weight's shape
+
+    @property
+    def planes(self) -> str:
+        """A letter a plane, the most significant first: 1 learned, F filled at the freeze, . dropped."""
+        letters = ("F" if b in self.filled else "1" if b in self.kept else "." for b in range(self.available))
+        return "".join(letters)[::-1]
+
+    def weight(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """step * codes, multiplied in float32 at least and rounded to ``dtype`` once."""
+        wide = torch.promote_types(dtype, torch.float32)
+        return (self.codes.to(device, wide) * self.step).to(dtype)
+
+
+class Integers(NamedTuple):
+    """A layer's exact weight, weight = step * codes, as :func:`integers` returns it."""
+
+    codes: Tensor  # int16, in the weight's shape
+    step: float  # worth of code 1
+    planes: tuple[int, ...]  # kept planes, the least significant first
+    shape: torch.Size
+
+
+@torch.no_grad()
+def harden_planes(planes: Planes) -> Scheme:
+    """What the planes of a layer stand for with every gate hard: 1[x > 0]."""
+    kept = tuple(planes.open.nonzero().flatten().tolist())
+    filled = () if planes.mask is None else tuple((planes.mask == FILLED).nonzero().flatten().tolist())
+    rows = list(kept) if planes.mask is None else list(range(len(kept)))  # of p and n
+    codes = torch.zeros(planes.shape.numel(), dtype=torch.int16, device=planes.p.device)
+    for b, row in zip(kept, rows):
+        codes += ((planes.p[row] > 0).short() - (planes.n[row] > 0).short()) * 2 ** (b - kept[0])
+    (scale,) = at_least_float32(planes.scale)
+    step0 = float((scale / (2**planes.available - 1)).abs())
+    codes = -codes if scale < 0 else codes  # so that the step is above zero
+    return Scheme(planes.available, kept, filled, step0 * 2 ** min(kept, default=0), codes.view(planes.shape))
+
+
+def schemes(model: nn.Module) -> dict[str, tuple[nn.Module, Scheme]]:
+    """Quantized layers of a hardened model, or of a converted one as it is at present: name -> (layer, scheme).
+
+    Raises:
+        ValueError: if there is none, or the weight of a hardened layer has been changed since.
+    """
+    found: dict[str, tuple[nn.Module, Scheme]] = {}
+    for name, module in unwrap(model).named_modules():
+        known: Any = getattr(module, "csq", None)
+        if isinstance(known, Planes):
+            found[name] = module, harden_planes(known)
+        elif isinstance(known, Scheme):
+            weight: Any = module.weight
+            if not torch.equal(known.weight(weight.dtype, weight.device), weight):
+                raise ValueError(f"{name}.weight is no longer step * integer: it was changed after hardening")
+            found[name] = module, known
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no quantized layer: call csq.convert(model) first")
+    return found
+
+
+def integers(model: nn.Module) -> dict[str, Integers]:
+    """The integers behind each quantized weight of a hardened (or converted) model.
+
+    Returns:
+        name -> :class:`Integers` ``(codes, step, planes, shape)``; float32(step) * codes equals the hard weight by
+        torch.equal.
+
+    Raises:
+        ValueError: if nothing is quantized, or a hardened weight has been changed since.
+    """
+    return {name: Integers(s.codes, s.step, s.kept, s.codes.shape) for name, (_, s) in schemes(model).items()}

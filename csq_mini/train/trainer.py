@@ -1,0 +1,259 @@
+"""One training, a step at a time: search, freeze, finetune. :func:`csq_mini.fit`, labs and benchmarks all run it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..activations import quantize_activations
+from ..batchnorm import recalibrate
+from ..budget import Budget
+from ..conversion import convert, harden, set_temperature
+from ..data import Data
+from ..gates import temperature
+from ..optim import parameter_groups
+from ..recipes import Recipe
+from . import processes as parallel
+from .judge import JUDGE_BATCH, Loss, Metric, accuracy, check_fit, evaluate
+from .run_folder import get_rng_state, set_rng_state
+
+
+def rate_at(step: int, steps: int, warmup: float) -> float:
+    """Learning rate of a step as a fraction of its peak: linear warm-up times a cosine to 0."""
+    return min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+@dataclass
+class Progress:
+    """Where a training stands: the next step to take, within its phase."""
+
+    phase: int = 0
+    step: int = 0
+
+
+@dataclass
+class Meter:
+    """What is counted over an epoch."""
+
+    loss: Tensor  # sum over the steps, penalties included; stays on the device, so that no step waits
+    seconds: float = 0.0
+    images: int = 0
+    since: float | None = None  # when the steps under way began
+
+    def settle(self, recipe: Recipe) -> None:
+        """Wait for the device, share the loss among the processes, stop the clock.
+
+        Raises:
+            ValueError: if the loss is infinite or not a number.
+        """
+        if not torch.isfinite(parallel.mean_(self.loss)):
+            raise ValueError(f"the loss became {float(self.loss)}: check that the inputs are finite, or lower lr "
+                             f"({recipe.lr}) or logit_lr ({recipe.logit_lr})")  # fmt: skip
+        if self.since is not None:
+            self.seconds, self.since = self.seconds + time.perf_counter() - self.since, None
+
+
+class Trainer:
+    """Trains a float model as a recipe says, in place.
+
+        trainer = Trainer(model, data, recipe)
+        while not trainer.done:
+            print(trainer.epoch())
+        exact = trainer.hardened()
+
+    Attributes:
+        model, data, recipe, budget, optimizer: what trains; ``budget`` is None for float weights.
+        history: a dict an epoch, as :func:`csq_mini.fit` explains.
+        temperature: None goes by the recipe's schedule; a number holds it there.
+        rate: share of the peak learning rate, of (step, steps, warm-up steps).
+        on_step, on_epoch: called after each step, and with each epoch's entry of the history.
+
+    Raises:
+        ValueError: as :func:`csq_mini.fit` does.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Data, recipe: Recipe, *,
+        loss: Loss = F.cross_entropy, metric: Metric = accuracy, bfloat16: bool = False,
+    ):  # fmt: skip
+        check_fit(model, data, loss)
+        self.model, self.data, self.recipe = model, data, recipe
+        self.loss, self.metric, self.bfloat16 = loss, metric, bfloat16
+        self.share = parallel.share(min(recipe.batch_size, len(data.train[1])))  # this process's part of a batch
+        self.budget: Budget | None = None
+        self.phases = [("float", recipe.search_epochs + recipe.finetune_epochs)]
+        if recipe.activation_bits is not None:
+            quantize_activations(model, recipe.activation_bits)
+        if recipe.target is not None:
+            convert(model, recipe.planes, recipe.skip)
+            self.retarget(recipe.target)
+            self.phases = [("search", recipe.search_epochs), ("finetune", recipe.finetune_epochs)]
+        self.epoch_steps = max(len(data.train[0]) // recipe.batch_size, 1)
+        self.progress, self.meter = Progress(), Meter(torch.zeros((), device=next(model.parameters()).device))
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.net = model  # what a step calls: the model, or its DDP wrapper
+        self.history: list[dict[str, Any]] = []
+        self.temperature: float | None = None
+        self.rate = rate_at
+        self.on_step: Callable[[], Any] | None = None
+        self.on_epoch: Callable[[dict[str, Any]], Any] | None = None
+
+    def retarget(self, target: float) -> None:
+        """Steer to another target from the next step on; the masks go on from where they are."""
+        if self.budget and self.budget.frozen:
+            raise ValueError("the masks are frozen, and with them the precision: start a new search")
+        r = self.recipe
+        self.budget = Budget(self.model, target, r.strength, r.floor, growth=r.growth, weighted=r.weighted)
+
+    @property
+    def phase(self) -> str:
+        """Of the step last taken, or of the first: "search", "finetune", or "float"."""
+        return self.phases[self.progress.phase][0]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the phase."""
+        return self.phases[self.progress.phase][1] * self.epoch_steps
+
+    @property
+    def steps_done(self) -> int:
+        """Steps taken, over all phases."""
+        before = sum(epochs for _, epochs in self.phases[: self.progress.phase])
+        return before * self.epoch_steps + self.progress.step
+
+    @property
+    def steps_total(self) -> int:
+        """Steps of all phases."""
+        return sum(epochs for _, epochs in self.phases) * self.epoch_steps
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are taken."""
+        return self.steps_done == self.steps_total
+
+    def step(self, batch: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """One training step, with the freeze before it when the search is over; nothing in it waits for the device.
+
+        Args:
+            batch: inputs and targets; None draws those of the recipe's order.
+
+        Returns:
+            The loss without the penalty, 0-dim.
+        """
+        self._begin()
+        r, at, optimizer = self.recipe, self.progress, self.optimizer
+        assert optimizer is not None
+        x, y = batch or self.data.training_batch(r.batch_size, r.seed, self.steps_done, self.share)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * self.rate(at.step, self.steps, r.warmup_epochs * self.epoch_steps)
+        self.net.train()
+        if self.budget:
+            set_temperature(self.model, self.beta())
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+            loss = self.loss(self.net(x), y)
+        total = loss + self.budget.penalty() if self.budget else loss
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        self.meter.loss += total.detach()
+        self.meter.images += min(r.batch_size, len(self.data.train[1]))
+        at.step += 1
+        if self.on_step:
+            self.on_step()
+        return loss.detach()
+
+    def beta(self) -> float:
+        """The temperature of the next step."""
+        if self.temperature is not None:
+            return self.temperature
+        return temperature(self.progress.step / max(self.steps, 1), self.recipe.beta_start, self.recipe.beta_end)
+
+    def _begin(self) -> None:
+        """What falls due before a step: the next phase, the freeze, a new optimizer."""
+        if self.done:
+            raise ValueError("the training is done: trainer.hardened() is its result")
+        if self.meter.since is None:
+            self.meter.since = time.perf_counter()
+        if self.optimizer is not None and self.progress.step < self.steps:
+            return
+        while self.progress.step == self.steps:
+            self.progress = Progress(self.progress.phase + 1)
+        if self.budget and self.phase == "finetune" and not self.budget.frozen:
+            self.budget.freeze()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What must be made anew after a freeze: the optimizer, and the wrapper of several processes."""
+        r = self.recipe
+        groups = parameter_groups(self.model, r.lr, r.logit_lr, r.weight_decay)
+        for group in groups:
+            group["peak"] = group["lr"] = r.lr if r.one_rate else group["lr"]
+        self.optimizer = torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.momentum > 0, fused=True)
+        self.net = parallel.wrap(self.model)
+
+    def epoch(self) -> dict[str, Any]:
+        """Train to the end of the epoch, judge, and return the new entry of the history."""
+        self.step()
+        while self.progress.step % self.epoch_steps:
+            self.step()
+        self.meter.settle(self.recipe)
+        entry = self._judge()
+        self.meter = Meter(torch.zeros_like(self.meter.loss))
+        self.history.append(entry)
+        if self.done and self.budget and not self.budget.frozen:  # a recipe without a finetune
+            self.budget.freeze()
+        if self.on_epoch:
+            self.on_epoch(entry)
+        return entry
+
+    def _judge(self) -> dict[str, Any]:
+        start, meter = time.perf_counter(), self.meter
+        soft = evaluate(self.model, self.data, "valid", self.metric)
+        hard = evaluate(self.hardened(), self.data, "valid", self.metric) if self.budget else soft
+        entry = {"phase": self.phase, "epoch": len(self.history) + 1, "step": self.progress.step,
+                 "loss": float(meter.loss) / self.epoch_steps, "soft": soft, "hard": hard,
+                 "seconds": meter.seconds + time.perf_counter() - start,
+                 "images_per_second": meter.images / meter.seconds}  # fmt: skip
+        if self.budget:
+            layers = self.budget.layers
+            entry |= {"beta": float(next(iter(layers.values())).beta), "bits": self.budget.bits()}
+            entry |= {f"bits/{name}": int(planes.open.sum()) for name, planes in layers.items()}
+        return entry
+
+    def hardened(self) -> nn.Module:
+        """A hardened copy of the model as it is, its batch norm recalibrated as the recipe says."""
+        hard, count = parallel.unsync(harden(self.model)), self.recipe.recalibration_batches
+        # Augmented: with statistics of images as they are, a ResNet-20 trained on padded crops lost four points.
+        images = islice(self.data.batches("train", JUDGE_BATCH, self.recipe.seed), count)
+        return recalibrate(hard, images) if count else hard
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that :meth:`load_state_dict` needs to go on bit-identically, global random numbers included."""
+        self.meter.settle(self.recipe)
+        return {
+            "phase": self.progress.phase, "step": self.progress.step, "history": self.history,
+            "loss": self.meter.loss, "seconds": self.meter.seconds, "images": self.meter.images,
+            "model": self.model.state_dict(), "optimizer": self.optimizer and self.optimizer.state_dict(),
+            "rng": get_rng_state(),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, of a trainer made of the same model, data and recipe."""
+        self.progress, self.history = Progress(state["phase"], state["step"]), list(state["history"])
+        self.meter.loss.copy_(state["loss"])
+        self.meter.seconds, self.meter.images = state["seconds"], state["images"]
+        if self.budget and any(key.endswith("csq.mask") for key in state["model"]):
+            self.budget.freeze(like=state["model"])
+        self.model.load_state_dict(state["model"])
+        if 0 < self.progress.step < self.steps:  # else the next step makes a new one
+            self._prepare()
+            self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[union-attr]
+        set_rng_state(state["rng"])
