@@ -16,7 +16,6 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 import yaml
-
 from tiny_book import FAILING, ROOT, build, built, tiny_book
 
 for module in ("jupyter_book", "scour", "sphinx-mathjax-offline"):

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import pytest
-
 import axe
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 import access

@@ -9,7 +9,6 @@ import sys
 
 import nbformat
 import pytest
-
 from tiny_book import FAILING, tiny_book
 
 for module in ("jupytext", "nbclient", "scour"):

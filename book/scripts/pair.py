@@ -16,12 +16,10 @@ Pages that are named are executed in any case; all pages of the book are looked 
 import argparse
 import hashlib
 import os
-import platform
 import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 
 import jupytext
@@ -126,9 +124,11 @@ def execute(nb, page, root):
 
 def where():
     """What outputs may depend on beside code: versions and processor."""
-    from csq_mini.experiments.machine import hardware
+    from csq_mini.experiments import rows
 
-    return f"torch {version('torch')}, Python {platform.python_version()} and the processor {hardware('cpu')['cpu']}"
+    here = rows.where("cpu")
+    packages = "csq-mini {csq_mini}, torch {torch}, Python {python}".format(**here["versions"])
+    return f"{packages}, on one thread of {here['hardware']['cpu']}"
 
 
 def scrub(nb, root=ROOT):

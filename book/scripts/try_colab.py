@@ -27,15 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "_ext"))
 from facts import ROOT, address
 from pair import ONE_CELL, find_pages
 
+# What builds and tests the book: a reader does not have it.
+OURS_ALONE = "vl_convert jupyter_book jupytext papermill pypandoc scour typst pytest hypothesis nbval".split()
 PROOF = "import csq_mini, importlib.metadata as m; print(csq_mini.__file__, m.distribution('csq-mini').locate_file(''))"
 
 
 def make_python(folder):
-    """A fresh virtual environment that finds the packages of this one but not csq-mini; the path of its Python."""
+    """A fresh virtual environment that finds the packages of this one, but not csq-mini; the path of its Python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     site = sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)})
     lent = [path for path in sys.path if path.endswith("site-packages")]  # csq-mini lies in none: make installs a link
     Path(site, "lent.pth").write_text("".join(f"{path}\n" for path in lent))
+    Path(site, "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({OURS_ALONE}))\n")
     return folder / "bin/python"
 
 
