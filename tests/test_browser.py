@@ -113,11 +113,11 @@ def missing(why):
 
 @pytest.fixture(scope="session")
 def site():
-    sources = [ROOT / "_toc.yml", ROOT / "_config.yml", *(ROOT / "book").glob("**/*.md")]
-    index = SITE / "index.html"
-    if not index.exists():
+    sources = [ROOT / "_toc.yml", ROOT / "_config.yml", *ROOT.glob("book/**/*.md"), *ROOT.glob("book/**/*.ipynb")]
+    last = SITE / "searchindex.js"  # each build writes it
+    if not last.exists():
         missing("the book is not built: make book")
-    if "CSQ_SITE_FOLDER" not in os.environ and index.stat().st_mtime < max(f.stat().st_mtime for f in sources):
+    if "CSQ_SITE_FOLDER" not in os.environ and last.stat().st_mtime < max(f.stat().st_mtime for f in sources):
         missing("the built book is older than its pages: make book")
     return SITE
 

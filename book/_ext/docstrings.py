@@ -9,7 +9,7 @@ PACKAGES = ("csq_mini.", "csq_book.")
 
 def readable(app, what, name, obj, options, lines):
     """What reStructuredText would misread. (The rest of Google's style is napoleon's, see _config.yml.)"""
-    if what in ("property", "attribute"):
+    if what in ("property", "attribute", "data"):
         lines[:0] = ["..", ""]  # else the start of "Whether: ..." would be a type
     for number, line in enumerate(lines):
         # a bar, as in |W|, is no markup; another sign of its width keeps tables whole
@@ -19,11 +19,10 @@ def readable(app, what, name, obj, options, lines):
 
 def near(app, env, node, contnode):
     """The target of a name that a docstring says without its module, if there is exactly one."""
-    name = node["reftarget"]
-    if node.get("refdomain") != "py" or "." in name:
+    if node.get("refdomain") != "py":
         return None
     found = {entry.node_id: (full, entry) for full, entry in env.get_domain("py").objects.items()
-             if full.startswith(PACKAGES) and full.rpartition(".")[2] == name and not entry.aliased}  # fmt: skip
+             if full.startswith(PACKAGES) and full.endswith(f".{node['reftarget']}") and not entry.aliased}  # fmt: skip
     if len(found) != 1:
         return None
     [(full, entry)] = found.values()
