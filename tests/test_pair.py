@@ -13,6 +13,7 @@ from tiny_book import FAILING, tiny_book
 
 for module in ("jupytext", "nbclient", "scour"):
     pytest.importorskip(module, reason='needs pip install -e ".[book]"')
+import csq_mini as csq
 import pair
 import sources
 
@@ -185,6 +186,24 @@ def test_two_pages_run_at_a_time_and_a_failed_one_is_told(page, capsys):
     said = capsys.readouterr()
     assert "book/zero/page.md: CellExecutionError" in said.err and "ZeroDivisionError" in said.err
     assert said.out.count(": executed in") == 2
+
+
+def test_figures_get_smaller_and_keep_their_size_colours_and_own_ids():
+    pytest.importorskip("matplotlib")
+    pictures = []
+    for width in (2, 3):
+        with csq.plots.style():
+            figure = csq.plots.Picture(width)
+            figure.subplots().plot([0, width], [1, 2], color="#012345", label="a line")
+        pictures.append(figure.svg())
+    slim = [pair.slim(picture) for picture in pictures]
+    assert slim == [pair.slim(picture) for picture in pictures]
+    for before, after in zip(pictures, slim):
+        assert len(after) < 0.8 * len(before) and "#012345" in after and "DOCTYPE" not in after
+        sizes = [re.search(r'<svg[^>]* width="([\d.]+pt)"', picture)[1] for picture in (before, after)]
+        assert sizes[0] == sizes[1]
+    ids = [set(re.findall(r'id="([^"]+)"', picture)) for picture in slim]
+    assert ids[0] and not ids[0] & ids[1]
 
 
 # nbval notices what a changed library does to the outputs

@@ -154,13 +154,15 @@ def without_places(text, root):
 
 
 def slim(svg):
-    """The same picture in fewer bytes. Ids stay: some readers put all pictures of a notebook into one document."""
+    """The same picture in fewer bytes."""
     from scour import scour
 
     options = scour.sanitizeOptions()
     options.digits, options.newlines, options.indent_type = 5, False, "none"
     options.strip_comments = options.remove_metadata = options.strip_ids = options.strip_xml_prolog = True
-    return scour.scourString(svg, options)
+    # ids stay its own: some readers put all pictures of a notebook into one document
+    options.shorten_ids, options.shorten_ids_prefix = True, f"n{_hash(svg)[:4]}"
+    return re.sub(r"<!DOCTYPE[^>]*>\s*", "", scour.scourString(svg, options))
 
 
 def renew(page, root=ROOT, always=False):
