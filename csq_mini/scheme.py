@@ -83,7 +83,7 @@ def schemes(model: nn.Module) -> dict[str, tuple[nn.Module, Scheme]]:
 def integers(model: nn.Module) -> dict[str, Integers]:
     """The integers behind each quantized weight of a hardened (or converted) model.
 
-    Returns name -> :class:`Integers`; float32(step) * codes equals the hard weight by torch.equal. ValueError if nothing
+    Returns name -> :class:`Integers`; float32(step) * codes equals the hard weight in every bit. ValueError if nothing
     is quantized, or a hardened weight has been changed since.
     """
     return {name: Integers(s.codes, s.step, s.kept, s.codes.shape) for name, (_, s) in schemes(model).items()}
