@@ -122,7 +122,7 @@ class Report:
 
 
 def report(model: nn.Module) -> Report:
-    """What each layer of a hardened model keeps, or of a converted one with all gates hard; ValueError if none does."""
+    """What each layer of a hardened model keeps, or of a converted one with all gates hard."""
     found = schemes(model)
     kinds = {name: getattr(layer, "float_class", type(layer)).__name__ for name, (layer, _) in found.items()}
     layers = [(k, kinds[k], tuple(s.codes.shape), s.planes, stored_bits(s.codes)) for k, (_, s) in found.items()]

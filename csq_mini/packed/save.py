@@ -36,7 +36,7 @@ def save_packed(model: nn.Module, path: str | Path, recipe: Recipe | None = None
 
 
 def check_packable(model: nn.Module) -> None:
-    """ValueError if a packed file cannot hold a tensor's type: better known before training than after it."""
+    """ValueError if a packed file cannot hold a tensor's type: to be known before training, not after it."""
     for tensor in unwrap(model).state_dict().values():
         _dtype_name(tensor)
 

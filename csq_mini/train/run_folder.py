@@ -55,7 +55,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 class RunFolder:
-    """A new, empty or resumed run's folder, locked against other processes: ``with RunFolder(...) as folder:``.
+    """The folder of a new or resumed run, closed to other processes while ``with RunFolder(...) as folder:`` lasts.
 
     ``model`` is the :func:`fingerprint` of the float model. Where several processes train together, only the first
     writes. Raises ValueError if the folder holds something else, OSError if it cannot be written to or is in use.
@@ -196,7 +196,7 @@ def _damaged(file: Path, why: str) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Class, architecture and initial weights in one line, to recognise a run: seed the weights of one to resume."""
+    """Class, architecture and initial weights in one line; a run resumes only if all three are the same."""
     shapes, values = hashlib.sha256(), hashlib.sha256()
     for key, t in sorted(unwrap(model).state_dict().items()):
         shapes.update(f"{key} {tuple(t.shape)} {t.dtype}".encode())

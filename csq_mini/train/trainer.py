@@ -47,7 +47,7 @@ class Meter:
     since: float | None = None  # when the clock was last started
 
     def settle(self, recipe: Recipe) -> None:
-        """Wait for the device, share the loss among the processes, stop the clock; ValueError if the loss ran away."""
+        """Wait for the device, average the loss over the processes, stop the clock; ValueError if it is not finite."""
         if not torch.isfinite(parallel.mean_(self.loss)):
             raise ValueError(f"the loss became {float(self.loss)}: check that the inputs are finite, or lower lr "
                              f"({recipe.lr}) or logit_lr ({recipe.logit_lr})")  # fmt: skip
@@ -131,7 +131,7 @@ class Trainer:
         return self.steps_done == self.steps_total
 
     def step(self, batch: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Take one training step, after the freeze if the search is over, without waiting for the device.
+        """Take one training step, with the freeze first if the search is over; nothing in it waits for the device.
 
         ``batch`` is inputs and targets; None draws the next of the recipe. Returns the loss without the penalty, 0-dim.
         """
@@ -176,7 +176,7 @@ class Trainer:
             self._prepare()
 
     def _prepare(self) -> None:
-        """Make what a freeze makes obsolete: the optimizer, and the wrapper of several processes."""
+        """Make a new optimizer and, where several processes train together, a new wrapper."""
         r = self.recipe
         groups = parameter_groups(self.model, r.lr, r.logit_lr, r.weight_decay)
         for group in groups:
