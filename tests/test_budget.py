@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from conftest import conv_net, converted, layers_of, shake, snapshot, unchanged
+from conftest import conv_net, converted, layers_of, shake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

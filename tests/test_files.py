@@ -18,7 +18,7 @@ def fail(file):
 
 def test_a_file_is_replaced_whole(tmp_path):
     for content in (b"first", b"second, and longer"):
-        write_whole(tmp_path / "f", lambda file: file.write(content))
+        write_whole(tmp_path / "f", lambda file, content=content: file.write(content))
         assert (tmp_path / "f").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import codes_of, converted, layers_of, set_codes, shake
+from conftest import codes_of, converted, set_codes, shake
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
