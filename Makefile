@@ -1,14 +1,14 @@
 # `make` explains the targets. Each that needs Python packages sets up .venv first, or finds it up to date (.ci/setup).
 # All paths are relative, so that the folder may have spaces in its name.
-.PHONY: help setup book test colab pdf links demo serve notebooks reproduce bench lint clean distclean
+.PHONY: help setup notebooks book test lint colab pdf links demo serve reproduce bench clean distclean
 
 BIN := .venv/bin
 # The networks of pages and tests are so small that a second thread only gets in the way of the first.
-ONE_THREAD := OMP_NUM_THREADS=1
+ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 PORT ?= 8000
 # How many tests or notebooks run at a time. loadfile: all cells of a notebook in one process, in their order.
 JOBS ?= 2
-PYTEST := $(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 help: ## explain the targets (this list)
 	@echo "make TARGET, where TARGET is one of"
@@ -18,17 +18,24 @@ help: ## explain the targets (this list)
 setup: ## make .venv, or bring it up to date (first time: 2 to 15 minutes, 6 GB)
 	@sh .ci/setup
 
-# --all: a page left alone is not checked again, and its warning would be forgotten. Executed cells come from the cache,
-# and pages that it does not know are executed two at a time (book/_ext/execute.py).
-book: setup ## execute every page and build the book into _build/html
-	$(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/jupyter-book build . --all -W -n --keep-going
+notebooks: setup ## execute the pages that have changed, or whose library has; PAGES="book/x.md": these in any case
+	$(ONE_THREAD) $(BIN)/python book/scripts/pair.py --jobs $(JOBS) $(PAGES)
+
+# --all: a page left alone is not checked again, and its warning would be forgotten.
+book: setup ## build the book into _build/html, with the outputs that the notebooks store
+	$(ONE_THREAD) $(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "The book: $(CURDIR)/_build/html/index.html (or: make serve)"
 
 test: setup ## run every test, with coverage, then every notebook; JOBS=2 at a time
 	@failed=0; \
-	echo "== tests"; $(PYTEST) --cov --cov-report=term || failed=1; \
+	echo "== tests"; $(PYTEST) --cov --cov-report=term:skip-covered || failed=1; \
 	echo "== notebooks"; $(PYTEST) book --nbval-lax --nbval-current-env -p no:cacheprovider || failed=1; \
 	exit $$failed
+
+lint: setup ## ruff, mypy, and import-linter (imports run downwards only)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 colab: setup ## run every notebook as Colab would: alone, in a fresh environment, by its first cell
 	$(ONE_THREAD) $(BIN)/python book/scripts/try_colab.py --jobs $(JOBS)
@@ -37,7 +44,7 @@ pdf: setup ## print the whole book into _build/csq-bit-by-bit.pdf
 	$(ONE_THREAD) $(BIN)/python book/scripts/pdf.py
 
 links: setup ## ask every link of the book that leads elsewhere whether it is alive
-	$(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/jupyter-book build . --builder linkcheck
+	$(ONE_THREAD) $(BIN)/jupyter-book build . --builder linkcheck
 
 demo: setup ## train on digits to 2 bits and print the report (under a minute)
 	$(BIN)/csq-mini train digits --target 2 --threads 1
@@ -48,19 +55,12 @@ serve: setup ## serve the built book on localhost, port PORT; build it first if 
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html || \
 	{ echo "The server stopped. If port $(PORT) is taken: make serve PORT=8001"; exit 1; }
 
-notebooks: setup ## renew and execute each paired notebook in book/ from its page; TEXT=1: its text alone
-	$(ONE_THREAD) $(BIN)/python book/scripts/pair.py $(if $(TEXT),--text)
-
 # All variables of the command line go on, so that a misspelt one is refused; only the set-up's own are kept back.
 reproduce: setup ## run the reproduction pages: PROFILE=smoke|cpu|full TARGETS="2 3" SEEDS="0 1" METHODS=csq PAGES=... START=...
 	$(BIN)/python book/scripts/reproduce.py $(filter-out PYTHON=% NEED_GB=%,$(MAKEOVERRIDES))
 
 bench: setup ## measure step times, memory and digits accuracy; JSON goes to book/results
 	$(BIN)/python book/scripts/bench.py
-
-lint: setup ## ruff and mypy
-	$(BIN)/ruff check csq_mini tests data_scripts book/_ext
-	$(BIN)/mypy
 
 clean: ## remove the built book and all caches; keep .venv
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov

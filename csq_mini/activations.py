@@ -6,8 +6,6 @@ maximum for the step; here it is PACT at every width, so that the step is a cons
 Source: PACT (arXiv 1805.06085), eqs. 1 to 3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,14 +18,14 @@ from .planes import unwrap
 
 MAX_BITS = 8
 LEAST_CLIP = 1e-3
-"""A clip below this counts as this much, so that the step between two levels never vanishes."""
+"""A clip below this counts as this much, so that the step never vanishes; it still gets its gradient."""
 
 
 class Levels(torch.autograd.Function):
     """y = step * round(clip(x, 0, alpha) / step), with step = alpha / levels, in float32 at least.
 
-    The integer comes first, then one product, so every output is an exact multiple of the step. Rounding has no useful
-    gradient, so the backward pass goes straight through: to x where 0 < x < alpha, to alpha where x >= alpha.
+    The integer comes first, then one product, so every output is an exact multiple of the step. The gradient goes
+    straight through the rounding: to x where 0 < x < alpha, to alpha where x >= alpha.
     """
 
     @staticmethod
@@ -57,20 +55,14 @@ def _in_float32(x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
 class PACT(nn.Module):
     """A ReLU with a learned upper end ``alpha`` and at most 2^bits values: 0, step, ... alpha.
 
-    step = alpha / (2^bits - 1), computed in float32 (float64 in a float64 model) whatever the input's type; the output
-    has the input's type and shape. Gradients of what is clipped move alpha, and weight decay pulls it down,
-    towards finer steps: PACT needs that decay (see :func:`csq_mini.parameter_groups`). An alpha below ``LEAST_CLIP``
-    counts as that, and still gets its gradient, so that it can come back.
+    step = alpha / (2^bits - 1), computed in float32 (float64 in a float64 model); the output has the input's type and
+    shape. Gradients of what is clipped move alpha, and weight decay pulls it down, towards finer steps: PACT needs
+    that decay (see :func:`csq_mini.parameter_groups`).
 
     Args:
         bits: 1 to 8. Not part of the state_dict.
         clip: where ``alpha`` (0-dim, in units of the activation) starts, at least ``LEAST_CLIP``.
-
-    Raises:
-        ValueError: for other bits or another clip.
     """
-
-    alpha: nn.Parameter
 
     def __init__(self, bits: int, clip: float = 6.0):
         super().__init__()
@@ -93,22 +85,21 @@ def quantize_activations(model: nn.Module, bits: int, clip: float = 6.0, skip: s
     """Turn every ``nn.ReLU`` and ``nn.ReLU6`` into a :class:`PACT`, in place.
 
     A module that is used several times, such as the ``relu`` of a torchvision block, stays one module with one clip.
-    Subclasses of ReLU stay, for they may compute something else; so do other activations, ``torch.relu`` in a
-    ``forward``, and the model's input. A mean or sum of quantized activations is not quantized again. Load float
-    checkpoints before this, and make optimizers, DDP wrappers and EMA copies after it.
+    Subclasses of ReLU stay float, for they may compute something else; so do other activations, ``torch.relu`` in a
+    ``forward``, the model's input, and means and sums of quantized activations. Load float checkpoints before this,
+    and make optimizers, DDP wrappers and EMA copies after it.
 
     Args:
         model: any module, its weights converted or not.
         bits: 1 to 8 for each activation.
         clip: where each clip ``alpha`` starts, in units of the activation.
-        skip: fnmatch patterns of dotted names of activations that stay as they are.
+        skip: fnmatch patterns of dotted names of activations that stay float.
 
     Returns:
         Names of the modules changed.
 
     Raises:
-        ValueError: for bits outside 1..8, a bad clip, a pattern that matches no ReLU, a model whose activations are
-            quantized already, or that has nothing to change. It is unchanged then.
+        ValueError: for a bad argument, or a model with nothing to change or quantized already; it stays unchanged.
     """
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ValueError("quantize activations before wrapping the model in DataParallel or DDP")

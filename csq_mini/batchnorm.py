@@ -1,12 +1,10 @@
 """Batch norm: its statistics estimated again for hard weights, and folded into the layers before it.
 
-Folding multiplies each output channel of a weight by a float of its own. What was step * integer becomes
-(step * factor) * integer, rounded: the weights are no longer exact multiples of one step, and outputs change by float
-rounding. So no other function of the library folds.
+Folding multiplies each output channel of a weight by a float of its own, and rounds: weights are no longer exact
+multiples of one step, and outputs change by float rounding. So no other function of the library folds.
 """
 
-from __future__ import annotations
-
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,21 +17,17 @@ from .planes import has_planes, unwrap
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """Estimate every batch norm's running statistics again, for the weights the model has now.
+    """Estimate every batch norm's running statistics again, for the weights the model has now; returns the model.
 
     Those gathered in training belong to the soft weights; judged with them, a hard model can look far worse than it
     is. The average over all given batches replaces them. Nothing else changes, the training mode included.
 
     Args:
-        model: any; one without batch norm is returned as it is.
-        batches: finite; inputs, or tuples and lists that begin with the inputs, as training sees them, augmentation
-            included. Inputs are moved to the model's device.
-
-    Returns:
-        The same model.
+        model: any; without batch norm nothing happens.
+        batches: finite; inputs, or tuples and lists that begin with them, augmented as in training, on any device.
 
     Raises:
-        ValueError: if there is batch norm to estimate but no batch. The model is unchanged then.
+        ValueError: if there is batch norm to estimate but no batch.
     """
     norms: list[Any] = [
         m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None
@@ -81,13 +75,11 @@ class Folded:
 def fold_batch_norm(model: nn.Module, example: Tensor) -> Folded:
     """A copy of a plain model with every batch norm folded into the convolution or linear layer before it.
 
-    Args:
-        model: plain, in evaluation mode or not (it is judged in evaluation mode); ``torch.fx`` must be
-            able to trace it.
-        example: inputs on which the difference is measured.
+    The copy is a ``torch.fx.GraphModule`` in evaluation mode, and no longer counts as quantized.
 
-    Returns:
-        A :class:`Folded`; its model is a ``torch.fx.GraphModule``, and no longer counts as quantized.
+    Args:
+        model: plain; ``torch.fx`` must be able to trace it.
+        example: inputs on which the difference is measured, in evaluation mode.
 
     Raises:
         ValueError: if the model still has planes, cannot be traced, or has nothing to fold.
@@ -97,13 +89,11 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> Folded:
     plain = unwrap(model)
     if has_planes(plain):
         raise ValueError("the model still has its planes: fold_batch_norm(csq.harden(model), example)")
-    training = plain.training
     try:
-        folded: Any = fuse(plain.eval())
+        plain = copy.deepcopy(plain).eval()
+        folded: Any = fuse(plain)
     except Exception as problem:  # torch.fx raises many kinds
         raise ValueError(f"torch.fx cannot trace {type(plain).__name__}: {problem}") from problem
-    finally:
-        plain.train(training)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     gone = {n for n, m in plain.named_modules() if isinstance(m, norms)} - {
         n for n, m in folded.named_modules() if isinstance(m, norms)
@@ -113,9 +103,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> Folded:
     for module in folded.modules():
         module.__dict__.pop("csq", None)
     with torch.no_grad():
-        plain.eval()
         before, after = plain(example), folded(example)
-        plain.train(training)
     error = (before - after).abs().max()
     same = (before.argmax(-1) == after.argmax(-1)).float().mean()
     return Folded(folded, tuple(sorted(gone)), float(error), float(error / before.abs().max()), float(same))

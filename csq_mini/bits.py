@@ -5,8 +5,6 @@ and one for the negative, N. Planes lie flat, ``[planes, numel]``: plane b holds
 Source: CSQ (arXiv 2212.02770), bit-level decomposition; two planes for the sign from BSQ (arXiv 2102.10462).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -95,8 +93,3 @@ def float_to_planes(weight: Tensor, planes: int) -> tuple[Tensor, Tensor, Tensor
     (weight,) = at_least_float32(weight)
     scale = quantization_scale(weight)
     return scale, *integer_to_planes(round_to_grid(weight, unit_step(scale, planes), 0, planes), planes)
-
-
-def planes_to_float(scale: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """The weight scale / (2^N - 1) * sum_b 2^b (P_b - N_b), flat ``[numel]``, in the dtype of ``scale``."""
-    return unit_step(scale, len(positive)) * planes_to_integer(positive, negative).to(scale.dtype)

@@ -4,8 +4,6 @@ Source: CSQ (arXiv 2212.02770), budget-aware growing and pruning, here weighted 
 regulariser comes from structured continuous sparsification (arXiv 2007.15353).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from fractions import Fraction

@@ -1,9 +1,4 @@
-"""What is refused, and in which words: numbers, names and patterns; layers that cannot be converted; old optimizers.
-
-Kept apart from the method, so that the method can be read without it.
-"""
-
-from __future__ import annotations
+"""Checks and the words of their errors, kept apart so that the method can be read without them."""
 
 import difflib
 import fnmatch
@@ -22,7 +17,7 @@ T = TypeVar("T")
 def whole(name: str, value: object, low: int = 0, high: float = math.inf, hint: str = "") -> int:
     """``value`` as an int, or a ValueError if it is not a whole number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        span = f"of at least {low}" if high == math.inf else f"from {low} to {high:g}"
+        span = f"of at least {low}" if high == math.inf else f"from {low} to {int(high)}"
         raise ValueError(f"{name} must be a whole number {span}, got {value!r}{hint}")
     return int(value)
 
@@ -58,44 +53,37 @@ def matching(kind: str, pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def select(kind: str, named: Mapping[str, T], skip: str | Iterable[str]) -> dict[str, T]:
-    """The things by their first name, each once, without those of which any name matches a pattern of ``skip``.
-
-    A module can be reachable under two names. Raises ValueError as :func:`matching` does.
-    """
+    """Each thing once, under its first name; left out if any of its names matches a ``skip`` pattern."""
     patterns = (skip,) if isinstance(skip, str) else tuple(skip)
     skipped = {id(named[hit]) for pattern in patterns for hit in matching(kind, pattern, named)}
     first = {id(thing): name for name, thing in reversed(list(named.items())) if id(thing) not in skipped}
     return {name: thing for name, thing in named.items() if first.get(id(thing)) == name}
 
 
-def check_finite(weight: Tensor) -> None:
-    """ValueError if a weight is infinite or not a number."""
+def check_finite(weight: Tensor, prefix: str = "") -> None:
+    """ValueError, its text beginning with ``prefix``, if a weight is infinite or not a number."""
     bad = weight.numel() - int(torch.isfinite(weight).sum())
     if bad:
         raise ValueError(
-            f"{bad} of {weight.numel()} weights are NaN or infinite: "
+            f"{prefix}{bad} of {weight.numel()} weights are NaN or infinite: "
             "repair the checkpoint or train with a smaller learning rate"
         )
 
 
 def check_layer(name: str, layer: Any) -> None:
-    """ValueError if a layer's weight cannot be converted, before anything is changed."""
+    """ValueError if a layer cannot be converted."""
     if nn.parameter.is_lazy(layer.weight) or layer.weight.is_meta:
         raise ValueError(f"{name}.weight has no values yet: run one batch through the model, or load it, first")
-    ours = ("csq", "float_class")
-    taken = [key for key in ours if hasattr(layer, key) and not hasattr(getattr(layer, key), "codes")]
-    if taken:  # a hardened layer's scheme, which has codes, may go
-        raise ValueError(f"{name} ({type(layer).__name__}) has an attribute {taken[0]!r}, a name that the converted "
-                         f"layer needs: rename it in your class, or pass skip=({name!r},)")  # fmt: skip
+    for key in ("csq", "float_class"):
+        if hasattr(layer, key) and not hasattr(getattr(layer, key), "codes"):  # a scheme, which has codes, may go
+            raise ValueError(f"{name} ({type(layer).__name__}) has an attribute {key!r}, a name that the converted "
+                             f"layer needs: rename it in your class, or pass skip=({name!r},)")  # fmt: skip
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
         raise ValueError(
             f"{name} uses max_norm or sparse gradients, which write into a weight that is computed here: "
             f"set {name}.max_norm = None and {name}.sparse = False, or skip it"
         )
-    try:
-        check_finite(layer.weight)
-    except ValueError as error:
-        raise ValueError(f"{name}.weight: {error}") from None
+    check_finite(layer.weight, f"{name}.weight: ")
 
 
 def refuse_tied(model: nn.Module, chosen: Mapping[str, Any]) -> None:
@@ -132,7 +120,7 @@ class Retired(nn.Parameter):
 
 
 def refuse_old_wrapper(parameter: Tensor) -> None:
-    """RuntimeError if a DDP wrapper is at work that does not know a parameter that the freeze has made."""
+    """RuntimeError if the DDP wrapper at work was made before the freeze made this parameter."""
     wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)
     if wrapper is not None and all(p is not parameter for p in wrapper._module_parameters):
         raise RuntimeError("this model was wrapped in DDP before budget.freeze(), which replaced the bit logits: "
@@ -140,7 +128,7 @@ def refuse_old_wrapper(parameter: Tensor) -> None:
 
 
 def other_phase(name: str, frozen: bool) -> str:
-    """Text of an error for planes that were saved in the other phase than that of the model they are loaded into."""
+    """Text of an error for planes saved in one phase and loaded into a model in the other."""
     if frozen:
         return f"{name} was saved before budget.freeze(), and this model is frozen: load it into a model not frozen"
     return (f"{name} was saved after budget.freeze(), and this model searches: call "
@@ -148,7 +136,7 @@ def other_phase(name: str, frozen: bool) -> str:
 
 
 def floors(planes: Mapping[str, int], floor: int | Mapping[str, int]) -> dict[str, int]:
-    """Planes that each layer keeps at least, from one number or fnmatch patterns; ``planes`` is what each has."""
+    """Planes that each layer keeps at least, from one number or fnmatch patterns, given how many each has."""
     patterns = dict(floor) if isinstance(floor, Mapping) else {"*": floor}
     for pattern, k in patterns.items():
         most = min(planes[name] for name in matching("floor", pattern, planes))
@@ -157,7 +145,7 @@ def floors(planes: Mapping[str, int], floor: int | Mapping[str, int]) -> dict[st
 
 
 def kept_counts(state: Mapping[str, Tensor], planes: Mapping[str, int]) -> dict[str, int]:
-    """How many planes each layer keeps in a state_dict that was saved after a freeze; ``planes`` is what each has."""
+    """How many planes each layer keeps in a state_dict saved after a freeze, given how many each has."""
     counts = {}
     for name, available in planes.items():
         key = f"{name}.csq.mask".lstrip(".")

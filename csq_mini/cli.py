@@ -1,7 +1,5 @@
 """The command ``csq-mini``: train from the shell, and look after an installation."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import importlib.metadata
@@ -35,7 +33,7 @@ def train(args: argparse.Namespace) -> None:
     build, load = models.get(args.model or usual_model), data.get(data_name)
     torch.manual_seed(recipe.seed)
     images = load() if data_name == "digits" or args.data_root is None else load(root=args.data_root)
-    network = build(num_classes=images.classes) if images.classes else build()
+    network = build(num_classes=images.classes)
     with processes.join(args.device) as device:
         result = fit(network, images, recipe, run_dir=args.run_dir, device=device, progress=not args.quiet)
         if processes.rank() > 0:
@@ -49,7 +47,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def repeat(args: argparse.Namespace) -> None:
-    """Run one reproduction and print its row in a few lines."""
+    """Run one reproduction and sum up its row."""
     names = ("method", "model", "data", "target", "seed", "profile", "activation_bits", "epochs", "start", "device",
              "run_dir", "data_root", "results", "keep")  # fmt: skip
     row = reproduce(**{name: getattr(args, name) for name in names}, progress=not args.quiet)

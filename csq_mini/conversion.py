@@ -4,8 +4,6 @@
 from planes; :func:`harden` gives a plain torch model again.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """Files that are written whole or not at all, and the version that they name."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

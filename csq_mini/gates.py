@@ -5,8 +5,6 @@ temperature beta grows until the sigmoid is a step. (An inverse temperature, rea
 Source: CSQ (arXiv 2212.02770), section 3; the gate is that of continuous sparsification (arXiv 1912.04427).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ Batch norm, which stays float, follows every convolution. Every activation is a 
 Simonyan and Zisserman (arXiv 1409.1556), table 1, configuration E.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections import OrderedDict
@@ -51,8 +49,8 @@ def _named(build: Callable[..., nn.Module]) -> Callable[..., Any]:
 def digits_cnn(num_classes: int = 10) -> nn.Sequential:
     """A depthwise-separable CNN of eight layers: 1 832 weights, 31 % of them in the largest layer.
 
-    Maps images ``[batch, 1, 8, 8]`` to logits ``[batch, num_classes]``. Small, sensitive layers beside
-    large, tolerant ones make a mixed-precision scheme worth learning.
+    Maps images ``[batch, 1, 8, 8]`` to logits ``[batch, num_classes]``. It has small, sensitive layers and large,
+    tolerant ones, so a mixed-precision scheme is worth learning.
     """
     layers = {
         "stem": _block(_conv(1, 8)),
@@ -77,8 +75,7 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            shortcut = _conv(inputs, outputs, size=1, stride=stride)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
         self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()  # two modules: quantized, each learns its own clip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,8 +110,7 @@ class ResNetCIFAR(nn.Module):
 def resnet20(num_classes: int = 10) -> ResNetCIFAR:
     """ResNet-20 for CIFAR, with 1x1 convolutions as shortcuts: 270 896 weights in 22 layers.
 
-    Maps images ``[batch, 3, 32, 32]`` (or another size) to logits ``[batch, num_classes]``. Its parameters have the
-    names of torchvision's ResNets.
+    Maps images ``[batch, 3, 32, 32]`` (or another size) to logits ``[batch, num_classes]``.
     """
     return ResNetCIFAR(3, num_classes)
 
@@ -123,9 +119,8 @@ def resnet20(num_classes: int = 10) -> ResNetCIFAR:
 def vgg19bn(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     """VGG-19 with batch norm for CIFAR: 20 024 000 weights in 17 layers.
 
-    Maps images ``[batch, 3, 32, 32]`` (at least 16 x 16) to logits ``[batch, num_classes]``. Five stages of 2, 2, 4, 4
-    and 4 convolutions have ``width`` times 1, 2, 4, 8 and 8 channels. The last pool covers the whole map, and one
-    linear layer replaces the original's three, as is usual for CIFAR and as in the official code of CSQ.
+    Maps images ``[batch, 3, 32, 32]`` (at least 16 x 16) to logits ``[batch, num_classes]``. The stages have ``width``
+    times 1, 2, 4, 8 and 8 channels. One linear layer replaces the original's three, as in the official code of CSQ.
     """
     layers: dict[str, nn.Module] = {}
     inputs = 3
@@ -143,10 +138,8 @@ def vgg19bn(num_classes: int = 10, width: int = 64) -> nn.Sequential:
 def resnet18(num_classes: int = 1000) -> nn.Module:
     """torchvision's ResNet-18, not trained: 11 678 912 weights in 21 layers.
 
-    Maps images ``[batch, 3, 224, 224]`` (or another size) to logits ``[batch, num_classes]``. :func:`csq_mini.convert`
-    takes it as it is, first layer, last layer and shortcuts included. Each block uses one ``relu`` module throughout,
-    so quantized activations share one clip a block. Tests train and harden it on small generated images; it has not
-    been run on ImageNet.
+    Maps images ``[batch, 3, 224, 224]`` (or another size) to logits ``[batch, num_classes]``. Each block uses one
+    ``relu`` module throughout, so its quantized activations share one clip. It has not been run on ImageNet.
     """
     import torchvision  # here, so that importing csq_mini needs torch and numpy alone
 
@@ -157,8 +150,7 @@ def resnet18(num_classes: int = 1000) -> nn.Module:
 def resnet50(num_classes: int = 1000) -> nn.Module:
     """torchvision's ResNet-50, not trained: 25 502 912 weights in 54 layers.
 
-    All that :func:`resnet18` says holds here. Strides are in the 3x3 convolutions. With 8 planes the bit logits take
-    1.6 GB, and 5 GB with gradients and momentum.
+    See :func:`resnet18`. With 8 planes the bit logits take 1.6 GB, and 5 GB with gradients and momentum.
     """
     import torchvision
 

@@ -1,11 +1,10 @@
-"""Export to ONNX: every quantized weight an integer tensor and a DequantizeLinear, in standard operators.
+"""Export to ONNX, in standard operators.
 
-DequantizeLinear computes step * code, as our hardened layers do, so the graph has the very same
-weights. ONNX knows integers of 2, 4, 8 and 16 bits and no others: a layer gets the narrowest that
-holds its codes, and the report says what that costs beyond a packed file.
+DequantizeLinear computes step * code, as our hardened layers do, so the graph has the very same weights. ONNX has
+integers of 2, 4, 8 and 16 bits only: each layer gets the narrowest that holds its codes.
+
+Source: ONNX operators DequantizeLinear-21 (INT4) and -25 (INT2).
 """
-
-from __future__ import annotations
 
 import copy
 import math
@@ -24,10 +23,6 @@ from .planes import unwrap
 from .report import stored_bits
 from .scheme import Integers, integers
 
-WIDTHS = (2, 4, 8, 16)
-OPSETS = {2: (25, 13), 4: (21, 10), 8: (21, 10), 16: (21, 10)}
-"""Bits -> the operator set and the file version (IR) that know integers of that width."""
-
 
 @dataclass(frozen=True)
 class ExportedLayer:
@@ -35,18 +30,18 @@ class ExportedLayer:
 
     name: str
     weights: int
-    stored_bits: int  # that a packed file needs
+    stored_bits: int  # in a packed file
     onnx_bits: int
 
     @property
     def extra_bytes(self) -> int:
-        """Bytes that ONNX stores beyond the packed file."""
+        """Bytes in the ONNX file beyond those in a packed file."""
         return math.ceil(self.weights * self.onnx_bits / 8) - math.ceil(self.weights * self.stored_bits / 8)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What :func:`export_onnx` wrote: ``print`` it for a table of the layers."""
+    """What :func:`export_onnx` wrote; it prints as a table of the layers."""
 
     path: Path
     file_bytes: int
@@ -66,25 +61,20 @@ class Exported:
 
 
 def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: str | Path) -> Exported:
-    """Write a hardened model as ONNX, its weights as INT2, INT4, INT8 or INT16 with DequantizeLinear.
+    """Write a hardened model as ONNX, each weight a tensor of INT2, INT4, INT8 or INT16 and a DequantizeLinear.
 
-    Batch norm stays an operator of its own, because folded into the weights it would destroy their
-    integers; see :func:`csq_mini.fold_batch_norm` for that. Activations quantized by PACT become a
-    QuantizeLinear and DequantizeLinear pair. The first dimension of every input is free.
+    Batch norm stays an operator of its own, because folding it would destroy the integers
+    (:func:`csq_mini.fold_batch_norm`). Activations quantized by PACT become a QuantizeLinear and a DequantizeLinear.
+    The first dimension of every input is free.
 
     Args:
         model: from :func:`csq_mini.harden` or :func:`csq_mini.load_packed`; float32.
         example: an input, or a tuple of inputs, with at least two examples in a batch.
         path: of the file, written whole or not at all.
 
-    Returns:
-        An :class:`Exported`, which says what each layer takes.
-
     Raises:
-        ValueError: if the model is not hardened, not float32, or its graph lacks a weight.
+        ValueError: if the model is not hardened or not float32, or its forward does not use a weight.
         ImportError: without the packages of the extra ``export``.
-
-    Source: ONNX operators DequantizeLinear-21 (INT4) and -25 (INT2).
     """
     onnx = _import()
     model = unwrap(model)
@@ -93,7 +83,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: str |
     if wrong:
         raise ValueError(f"{wrong[0]} is not float32: export a float32 model (hardened from model.float())")
     widths = {name: _width(found[name]) for name in found}
-    opset, ir_version = OPSETS[2] if 2 in widths.values() else OPSETS[4]
+    opset, ir_version = (25, 13) if 2 in widths.values() else (21, 10)  # only the newer ones have INT2
     inputs = example if isinstance(example, tuple) else (example,)
     proto = _with_integers(_graph(model, inputs), found, widths)
     proto.ir_version = ir_version
@@ -110,7 +100,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: str |
 def _import() -> Any:
     try:
         import onnx
-        import onnxscript  # noqa: F401  (what torch.onnx needs)
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
         raise ImportError('the ONNX export needs: pip install "csq-mini[export]"') from error
     return onnx
@@ -118,22 +108,18 @@ def _import() -> Any:
 
 def _width(ints: Integers) -> int:
     low, high = (int(ints.codes.min()), int(ints.codes.max())) if ints.codes.numel() else (0, 0)
-    return next(bits for bits in WIDTHS if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
+    return next(bits for bits in (2, 4, 8, 16) if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
 
 
 class _Quantize(nn.Module):
-    """PACT in ONNX's operators: clip, then integers, then their values."""
-
-    clip: Tensor
-    step: Tensor
-    zero: Tensor
+    """PACT in ONNX's operators: clip, quantize, dequantize."""
 
     def __init__(self, pact: PACT):
         super().__init__()
         clip = pact.alpha.detach().float().clamp(min=LEAST_CLIP)
-        self.register_buffer("clip", clip)
-        self.register_buffer("step", clip / torch.full_like(clip, 2**pact.bits - 1))
-        self.register_buffer("zero", torch.zeros((), dtype=torch.uint8))
+        self.clip = nn.Buffer(clip)
+        self.step = nn.Buffer(clip / torch.full_like(clip, 2**pact.bits - 1))
+        self.zero = nn.Buffer(torch.zeros((), dtype=torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
         clipped = torch.minimum(torch.relu(x), self.clip)
@@ -160,7 +146,7 @@ def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 
 
 def _with_integers(proto: Any, found: Mapping[str, Integers], widths: Mapping[str, int]) -> Any:
-    """The graph with every quantized weight computed from its integers; what follows from shapes alone is folded."""
+    """The graph with every quantized weight computed from its integers."""
     import onnx
 
     graph = proto.graph
@@ -184,7 +170,7 @@ def _with_integers(proto: Any, found: Mapping[str, Integers], widths: Mapping[st
 
 
 def _fold_shapes(proto: Any) -> Any:
-    """Compute once what the exporter computes from a weight's shape, such as the zeros it adds for a bias."""
+    """Compute now what the graph would compute from shapes alone, such as the zeros that stand in for a bias."""
     import onnx_ir
     from onnxscript.optimizer import fold_constants
 
@@ -195,14 +181,12 @@ def _fold_shapes(proto: Any) -> Any:
 
 
 def _strip(proto: Any) -> None:
-    """Remove what only the exporting machine can read: stack traces, paths, names of Python classes."""
-    proto.doc_string = proto.graph.doc_string = ""
+    """Remove what means something on the exporting machine only: stack traces, paths, names of Python classes."""
     proto.producer_name, proto.producer_version = "csq-mini", ""
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         del part.metadata_props[:]
-        if hasattr(part, "doc_string"):
-            part.doc_string = ""
+        part.doc_string = ""
 
 
 def _check_codes(proto: Any, found: Mapping[str, Integers]) -> None:
@@ -213,7 +197,7 @@ def _check_codes(proto: Any, found: Mapping[str, Integers]) -> None:
 
 
 def codes_of(proto: Any) -> dict[str, Tensor]:
-    """The integers in an ONNX file (or a loaded model): weight name -> int64 codes in the weight's shape."""
+    """The integers in an ONNX file or loaded model: weight name -> int64 codes in the weight's shape."""
     import numpy as np
     import onnx
 

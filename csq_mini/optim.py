@@ -1,7 +1,5 @@
 """Parameter groups: at which rate, and with which weight decay, each parameter trains."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

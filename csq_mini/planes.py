@@ -3,8 +3,6 @@
 Source: CSQ (arXiv 2212.02770), the bi-level relaxation: gates on the bits of a weight and on the planes of a layer.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

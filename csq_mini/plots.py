@@ -1,8 +1,4 @@
-"""Figures of a run and of a scheme, in one style: colour-blind safe, on a white ground.
-
-Each function draws what :func:`csq_mini.fit` or :func:`csq_mini.report` returned, and returns a
-matplotlib figure. A notebook shows it as SVG, whose letters stay legible in a phone's column.
-"""
+"""Figures of what ``fit`` and ``report`` return, in one style: safe for the colour-blind, on a white ground."""
 
 from __future__ import annotations
 
@@ -40,16 +36,16 @@ LOOK: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[list[tuple[float, float, float]]]:
-    """The look of these figures for one of your own; yields the palette, red, green and blue of each colour."""
+    """The look of these figures, for one of your own; yields the palette as triples of red, green and blue."""
     palette = sns.color_palette(COLORS)
     with sns.axes_style("whitegrid"), sns.color_palette(palette), matplotlib.rc_context(LOOK):
         yield palette
 
 
 class Picture(Figure):
-    """A figure as wide as the page that a notebook shows as SVG, with the same bytes each time.
+    """A figure as wide as the page, which a notebook shows as SVG; it is the same to the byte each time.
 
-    Write ``Picture(height)`` within :func:`style`, then ``.subplots()`` as usual. It is no figure of pyplot's.
+    Write ``Picture(height)`` within :func:`style`, then ``.subplots()`` as usual. Pyplot does not know it.
     """
 
     def __init__(self, height: float = 2.4, **settings: Any):
@@ -69,7 +65,7 @@ class Picture(Figure):
 
 
 def training(history: pandas.DataFrame) -> Figure:
-    """Loss, temperature (of a CSQ run), and soft and hard accuracy over the epochs."""
+    """Loss, temperature, and soft and hard accuracy over the epochs of :func:`csq_mini.fit`."""
     names = [name for name in ("loss", "beta", "soft") if name in history]
     with style() as colors:
         figure = Picture(2.0 * len(names))
@@ -89,7 +85,7 @@ def training(history: pandas.DataFrame) -> Figure:
 
 
 def bits(history: pandas.DataFrame, target: float | None = None) -> Figure:
-    """Bits a weight over the epochs, and below them the open planes of each layer, with the last number at the end."""
+    """Bits a weight over the epochs, and below them the open planes of each layer."""
     names = [column for column in history if column.startswith("bits/")]
     with style() as colors:
         figure = Picture(2.6 + 0.27 * len(names))
@@ -106,13 +102,12 @@ def bits(history: pandas.DataFrame, target: float | None = None) -> Figure:
         ax.set(xlim=(0.5, len(history) + 0.5), ylim=(len(names) - 0.4, -0.6), xlabel="epoch", ylabel="layer")
         ax.grid(False)
         _mark_freeze(history, top, ax)
-        bar = figure.colorbar(scale, ax=ax, label="open planes", ticks=range(0, 9, 2), pad=0.07)
-        bar.outline.set_visible(False)
+        figure.colorbar(scale, ax=ax, label="open planes", ticks=range(0, 9, 2), pad=0.07).outline.set_visible(False)
         return figure
 
 
 def _draw_stretches(ax: Axes, planes: np.ndarray, scale: ScalarMappable) -> None:
-    """A bar for each stretch of equal numbers in ``planes`` ``[layers, epochs]``."""
+    """Draw a bar for each stretch of equal numbers in ``planes`` ``[layers, epochs]``, and write the last number."""
     for y, numbers in enumerate(planes):
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         widths = np.diff(starts, append=len(numbers))
@@ -121,7 +116,7 @@ def _draw_stretches(ax: Axes, planes: np.ndarray, scale: ScalarMappable) -> None
 
 
 def scheme(report: Report) -> Figure:
-    """Planes of each layer as squares, the most significant left, beside the layer's share of the weights."""
+    """Planes of each layer as squares, the most significant on the left, beside its share of the weights."""
     names, marks, shares = zip(*((layer.name, layer.planes, layer.share) for layer in report.rows))
     n, count = max(map(len, marks)), len(names)
     with style() as colors:
@@ -150,7 +145,7 @@ def scheme(report: Report) -> Figure:
 
 
 def weights(before: Tensor, after: Integers, name: str = "") -> Figure:
-    """Histogram of a layer's float weights, and of the few values that its integers take."""
+    """Histograms of a layer's float weights and of its integers."""
     codes, counts = np.unique(after.codes.numpy().ravel(), return_counts=True)
     title = f"layer {name}, " if name else ""
     reach = 1.1 * max(abs(codes).max(), 1)
@@ -177,9 +172,8 @@ def _count(number: int, noun: str) -> str:
 def _mark_freeze(history: pandas.DataFrame, *axes: Axes) -> None:
     """Draw a dotted line between search and finetune, labelled in the first axes."""
     epoch = float((history["phase"] == "search").sum()) + 0.5
-    for ax in axes:
-        ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-        if 1 < epoch < len(history):
-            ax.axvline(epoch, color="0.3", lw=1.2, ls=":")
+    axes[0].xaxis.set_major_locator(MaxNLocator(7, integer=True))  # they share their x axis
     if 1 < epoch < len(history):
+        for ax in axes:
+            ax.axvline(epoch, color="0.3", lw=1.2, ls=":")
         axes[0].text(epoch, 0.97, " freeze", transform=axes[0].get_xaxis_transform(), va="top", fontsize=11.5)

@@ -18,33 +18,29 @@ from .gates import check_temperature
 class Recipe:
     """What :func:`csq_mini.fit` does with a model and data; the optimizer is SGD with Nesterov momentum.
 
+    Raises ValueError for a bad value and TypeError for an unknown field.
+
     Attributes:
-        target: average precision wanted, in paper bits a weight; None trains float weights for the
-            same number of epochs.
+        target: average paper bits a weight; None trains float weights for the same number of epochs.
         seed: of the batch order, augmentation and dropout (initialise the model yourself).
         planes: N, planes to choose from, 1 to 8.
         skip: fnmatch patterns of layers that stay float.
-        search_epochs: epochs in which masks are learned; 0 freezes at once, which gives every layer
-            the same planes: uniform precision, trained the same way.
-        finetune_epochs: epochs after the freeze, temperature rising a second time.
-        batch_size: images a step.
-        lr: peak learning rate, times a linear warm-up and a cosine to 0 in each phase.
+        search_epochs: epochs that learn masks; 0 freezes at once, which gives every layer the same precision.
+        finetune_epochs: epochs after the freeze, in which the temperature rises again.
+        batch_size: images in a step.
+        lr: peak learning rate of each phase, which has a linear warm-up and a cosine to 0.
         logit_lr: peak rate of bit logits; None is ten times ``lr``.
         momentum, weight_decay: of SGD; see :func:`csq_mini.parameter_groups` for what decays.
-        warmup_epochs: length of the warm-up of each phase.
+        warmup_epochs: length of the warm-up in each phase.
         strength: lambda of the budget.
-        floor: planes each layer keeps at least.
-        growth, weighted: False takes this part away from the budget's penalty, see :class:`csq_mini.Budget`.
-        one_rate: gives every parameter the rate ``lr``, logits too; to see what their own rates are for.
+        floor: planes that each layer keeps at least.
+        growth, weighted: False removes this part of the budget's penalty, see :class:`csq_mini.Budget`.
+        one_rate: gives every parameter the rate ``lr``, to see what the rates of the logits are for.
         activation_bits: bits of every ReLU's output, by PACT; None leaves activations float.
         beta_start, beta_end: temperature at both ends of each phase.
-        recalibration_batches: batches of up to 512 training images, augmented, that re-estimate
-            batch norm before a hard model is judged; 0 keeps the statistics of the soft weights.
+        recalibration_batches: batches of up to 512 augmented training images that re-estimate batch norm before a
+            hard model is judged; 0 keeps the statistics of the soft weights.
         checkpoint_steps: steps between checkpoints, if the run has a folder.
-
-    Raises:
-        ValueError: naming the field, its value and what it may be.
-        TypeError: for a field that does not exist, with near names.
     """
 
     target: float | None = 2.0
@@ -109,7 +105,7 @@ class Recipe:
             object.__setattr__(self, name, checked)
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with some fields changed, checked like any other."""
+        """A checked copy with some fields changed."""
         return Recipe(**{**self.to_dict(), **changes})
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,19 +127,15 @@ RECIPES: Mapping[str, Recipe] = {
     # The official code's setting: 600 epochs, masks hard from epoch 595. Its lambda of 0.01 multiplies the plain sum of
     # masks by (average - target) / 8, both over 20 layers alike; as strength of our R that is 0.01 * 20 / 8.
     "paper-resnet20": CIFAR.replace(search_epochs=595, finetune_epochs=5, warmup_epochs=5.0, strength=0.025),
-    # Never run on ImageNet by us: epochs, batch, rate, decay, target and activations are those of the official code's
-    # ResNet-50 (four GPUs of its time), the phases and everything else are the defaults above.
+    # We never ran these. Epochs, batch, rate, decay, target and activations are those of the official code's ResNet-50;
+    # the phases and all else are the defaults above.
     "resnet18-imagenet": IMAGENET,
     "resnet50-imagenet": IMAGENET,
 }
 
 
 def get(name: str, **changes: Any) -> Recipe:
-    """The recipe called ``name``, with some fields changed: ``get("digits", target=3, seed=1)``.
-
-    Raises:
-        ValueError: for an unknown name or a bad value. TypeError: for an unknown field.
-    """
+    """A recipe by name, with some fields changed: ``get("digits", target=3)``. ValueError for an unknown name."""
     if name not in RECIPES:
         raise ValueError(unknown("recipe", name, RECIPES))
     return RECIPES[name].replace(**changes)

@@ -1,8 +1,7 @@
-"""What a scheme looks like: a line a layer, and the totals, in bits and in bytes.
+"""The report on a scheme: a line for each layer, and the totals.
 
-Three sizes are kept apart. *Paper bits* count the planes a layer keeps, as papers do (CSQ, arXiv 2212.02770).
-*Stored bits* are what its integers need in a file, sign included. *Bytes* are the stored bits of all its weights,
-rounded up.
+*Paper bits* count the planes a layer keeps, as papers do (CSQ, arXiv 2212.02770). *Stored bits* are what its integers
+need in a file, sign included. *Bytes* are the stored bits of all its weights, rounded up.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ if TYPE_CHECKING:
 
 
 def stored_bits(codes: Tensor) -> int:
-    """Bits a weight that a file needs for these integers, any shape.
+    """Bits that a file needs for each of these integers, of any shape.
 
-    The smaller of two: the span, ceil(log2(max - min + 1)), and an index into a table of the
-    distinct values, ceil(log2(number of them)). A layer of one single value needs 0.
+    They hold the code less the smallest or, where that takes fewer, an index into a table of the distinct values.
     """
     if codes.numel() == 0:
         return 0
@@ -39,12 +37,12 @@ class LayerReport:
     """One quantized layer of a report."""
 
     name: str
-    kind: str  # class of the layer
+    kind: str  # class of the layer; empty if unknown
     shape: tuple[int, ...]
     weights: int
     planes: str  # most significant first: 1 learned, F filled, . dropped
     paper_bits: int
-    filled: int  # planes among them that the freeze filled, not learned
+    filled: int  # of these planes, those that the freeze filled
     stored_bits: int
     bytes: int  # the packed integers
     share: float  # of all quantized weights
@@ -65,22 +63,17 @@ class Total:
 
     @property
     def paper_compression(self) -> float:
-        """32 / paper bits, as papers state it: signs and float parts left out."""
+        """32 / paper bits, as papers state it, without signs and float parts."""
         return 32 / self.paper_bits if self.paper_bits else math.inf
 
     @property
     def compression(self) -> float:
-        """float32 state_dict over packed integers plus everything that stays float."""
+        """float32 state_dict over packed integers plus all that stays float."""
         return self.original_bytes / max(self.bytes + self.float_bytes, 1)
 
 
 class Report:
-    """Per-layer table of a converted or hardened model: ``print`` it, show it, or take its rows.
-
-    Attributes:
-        rows: a :class:`LayerReport` for each quantized layer.
-        total: the :class:`Total`.
-    """
+    """A table of the quantized layers, to print or to show: ``rows`` of :class:`LayerReport`, and a :class:`Total`."""
 
     def __init__(self, rows: list[LayerReport], total: Total):
         self.rows, self.total = rows, total
@@ -109,7 +102,7 @@ class Report:
              r.planes, str(r.paper_bits), str(r.stored_bits), str(r.bytes))
             for r in self.rows
         ]  # fmt: skip
-        if not any(r.kind for r in self.rows):  # a packed file does not know
+        if not any(r.kind for r in self.rows):  # from a packed file
             head, *body = (row[:1] + row[2:] for row in (head, *body))
         widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
         left = {i for i, title in enumerate(head) if title in ("layer", "kind", "shape", "planes")}
@@ -129,11 +122,7 @@ class Report:
 
 
 def report(model: nn.Module) -> Report:
-    """What every layer of a hardened model keeps, or of a converted one as it is at present, all gates hard.
-
-    Raises:
-        ValueError: if the model has no quantized layer.
-    """
+    """What each layer of a hardened model keeps, or of a converted one with all gates hard; ValueError if none does."""
     found = schemes(model)
     kinds = {name: getattr(layer, "float_class", type(layer)).__name__ for name, (layer, _) in found.items()}
     layers = [(k, kinds[k], tuple(s.codes.shape), s.planes, stored_bits(s.codes)) for k, (_, s) in found.items()]
@@ -147,9 +136,16 @@ def report(model: nn.Module) -> Report:
 def tabulate(
     layers: Sequence[tuple[str, str, tuple[int, ...], str, int]], float_values: int, float_bytes: int
 ) -> Report:
-    """The report of layers given as (name, kind, shape, planes, stored bits), and of what stays float."""
+    """The report on layers given as (name, kind, shape, planes, stored bits), and on what stays float."""
     weights = sum(math.prod(shape) for _, _, shape, _, _ in layers)
-    rows = [_line(*layer, weights) for layer in layers]
+    rows = [
+        LayerReport(
+            name=name, kind=kind, shape=shape, weights=math.prod(shape), planes=planes,
+            paper_bits=len(planes) - planes.count("."), filled=planes.count("F"), stored_bits=bits,
+            bytes=math.ceil(math.prod(shape) * bits / 8), share=math.prod(shape) / max(weights, 1),
+        )
+        for name, kind, shape, planes, bits in layers
+    ]  # fmt: skip
     total = Total(
         layers=len(rows),
         weights=weights,
@@ -161,12 +157,3 @@ def tabulate(
         original_bytes=torch.float32.itemsize * weights + float_bytes,
     )
     return Report(rows, total)
-
-
-def _line(name: str, kind: str, shape: tuple[int, ...], planes: str, bits: int, total: int) -> LayerReport:
-    weights = math.prod(shape)
-    return LayerReport(
-        name=name, kind=kind, shape=shape, weights=weights, planes=planes,
-        paper_bits=len(planes) - planes.count("."), filled=planes.count("F"), stored_bits=bits,
-        bytes=math.ceil(weights * bits / 8), share=weights / max(total, 1),
-    )  # fmt: skip

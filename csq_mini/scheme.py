@@ -3,8 +3,6 @@
 A hardened layer owns a :class:`Scheme` as ``layer.csq``; the report, the packed file and the ONNX file read it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 

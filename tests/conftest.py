@@ -2,8 +2,6 @@
 
 import copy
 import multiprocessing
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,16 +15,6 @@ from csq_mini.planes import Planes
 torch.set_num_threads(1)
 settings.register_profile("csq", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("csq")
-
-
-def pytest_report_header():
-    """Which pages this commit runs as Colab would: every commit takes two others (make colab runs all)."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "book/_ext"))
-    try:
-        from try_colab import pages_of_this_commit
-    except ImportError as error:  # the library alone is installed
-        return f"as in Colab: no page, {error}"
-    return "as in Colab: " + ", ".join(f"{page.parent.name}/{page.stem}" for page in pages_of_this_commit())
 
 
 @pytest.fixture(autouse=True)

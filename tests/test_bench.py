@@ -7,8 +7,8 @@ import torch
 from conftest import converted, layers_of
 from torch import nn
 
-import csq_mini as csq
 import bench
+import csq_mini as csq
 
 
 def test_the_library_saves_nothing_and_a_plain_layer_would():

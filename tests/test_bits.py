@@ -9,10 +9,10 @@ from csq_mini.bits import (
     float_to_planes,
     integer_to_planes,
     place_values,
-    planes_to_float,
     planes_to_integer,
     quantization_scale,
     round_to_grid,
+    unit_step,
 )
 
 WIDTHS = range(1, 9)
@@ -130,7 +130,7 @@ def test_float_weights_on_the_grid_come_back_exactly(data, planes):
     codes = data.draw(st.lists(st.integers(-top, top), min_size=1, max_size=20))
     weight = torch.tensor([top, *codes]) * 0.25  # so that the scale is top / 4, and the step exactly 1/4
     scale, positive, negative = float_to_planes(weight, planes)
-    assert torch.equal(planes_to_float(scale, positive, negative), weight)
+    assert torch.equal(unit_step(scale, planes) * planes_to_integer(positive, negative), weight)
 
 
 def test_the_largest_weight_gets_the_largest_code():

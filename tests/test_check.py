@@ -34,6 +34,8 @@ def test_a_range_has_both_its_ends_and_the_hint_stands_at_the_end():
     for k in (0, 9):
         with pytest.raises(ValueError, match=f"^planes must be a whole number from 1 to 8, got {k}: use fewer$"):
             whole("planes", k, 1, 8, hint=": use fewer")
+    with pytest.raises(ValueError, match="from 1 to 1281166, got 1281167$"):
+        whole("valid", 1281167, 1, 1281166)
 
 
 @pytest.mark.parametrize("value", [0, 2.5, Fraction(1, 3), np.float32(0.1), np.int32(4), 1e308])

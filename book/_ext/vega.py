@@ -1,6 +1,6 @@
 """Sphinx extension: the site serves the scripts of its charts, and only pages with charts load them.
 
-csq_mini/charts.py makes the charts. Vega, Vega-Lite and their embedding come as one bundle from the wheel
+csq_book.charts makes the charts. Vega, Vega-Lite and their embedding come as one bundle from the wheel
 vl-convert-python (0.9 MB). The scripts are deferred: a page shows its text and the pictures of its charts first.
 What a chart carries for notebooks, which load the scripts from the network, is taken away here.
 """

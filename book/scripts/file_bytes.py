@@ -14,8 +14,8 @@ import torch
 import zstandard
 
 import csq_mini as csq
+from bench import where
 from csq_mini.experiments import pretrained
-from scripts.bench import where
 from csq_mini.files import write_json
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "file_bytes.json"

@@ -11,8 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import yaml
+from markdown_it import MarkdownIt
+from mdit_py_plugins.colon_fence import colon_fence_plugin
 
-FENCE = re.compile(r"^( *)(`{3,}|:{3,})(?:\{([\w:-]+)\})?[ ]*(.*)$")
+MARKDOWN = MarkdownIt().use(colon_fence_plugin)
+DIRECTIVE = re.compile(r"(?:\{([\w:-]+)\})?[ ]*(.*)")
 HEADER = re.compile(r"\A---\n(.*?)\n---\n", re.S)
 MATH = re.compile(r"^\$\$((?:(?!\$\$).)*)\$\$[ ]*\(([\w:-]+)\)[ ]*$", re.S | re.M)
 TARGET = re.compile(r"^\(([\w:-]+)\)=\n+#+ ([^\n]+)$", re.M)
@@ -43,28 +46,20 @@ class Fence:
 
 def split(text):
     """A page's text as a list of strings and fences."""
-    parts, lines = [], text.split("\n")
-    while lines:
-        line = lines.pop(0)
-        fence = FENCE.match(line)
-        end = closing(lines, fence[2]) if fence else None
-        if end is None:
-            parts.append(line + "\n")
-            continue
-        indent, _, name, argument = fence.groups()
-        body = [inner.removeprefix(indent) for inner in lines[:end]]
-        options, body = read_options(body) if name else ({}, "\n".join(body))
-        parts.append(Fence(name or "", argument, options, body, "\n".join([line, *lines[: end + 1]]) + "\n"))
-        del lines[: end + 1]
-    return join_strings(parts)
+    parts, lines, at = [], text.splitlines(keepends=True), 0
+    for token in MARKDOWN.parse(text):
+        if token.type in ("fence", "colon_fence"):
+            start, end = token.map
+            parts += ["".join(lines[at:start]), read_fence(token, "".join(lines[start:end]))]
+            at = end
+    return [part for part in [*parts, "".join(lines[at:])] if part]
 
 
-def closing(lines, mark):
-    """Index of the line that closes a fence."""
-    for index, line in enumerate(lines):
-        if line.strip().startswith(mark) and set(line.strip()) == {mark[0]}:
-            return index
-    return None
+def read_fence(token, source):
+    """A fenced block; what stands in braces is the name of a directive."""
+    name, argument = DIRECTIVE.match(token.info.strip()).groups()
+    options, body = read_options(token.content.removesuffix("\n").split("\n")) if name else ({}, token.content)
+    return Fence(name or "", argument, options, body, source)
 
 
 def read_options(lines):
@@ -77,16 +72,6 @@ def read_options(lines):
         options[option[1]] = (option[2] or "").strip()
         lines = lines[1:]
     return options, "\n".join(lines)
-
-
-def join_strings(parts):
-    joined = []
-    for part in parts:
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined
 
 
 @lru_cache(maxsize=200)

@@ -17,11 +17,10 @@ import pypandoc
 import typst
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
-import plain  # noqa: E402
-from appendix import fill  # noqa: E402
-from colab import ROOT, address  # noqa: E402
-from labels import read_book, read_toc, walk  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "_ext"))
+import plain
+from facts import ROOT, address
+from labels import read_book, read_toc, walk
 
 FILE = ROOT / "_build" / "csq-bit-by-bit.pdf"
 TEMPLATE = Path(__file__).with_name("pdf.typ")
@@ -56,8 +55,7 @@ class Printer:
             cells = nbformat.read(notebook, as_version=4).cells
             text = "\n\n".join(filter(None, map(self.cell, cells)))
         else:
-            source = fill(page.with_suffix(".md").read_text("utf8"), self.root)
-            text = plain.Page(page, self.book).render(source)
+            text = plain.Page(page, self.book).render(page.with_suffix(".md").read_text("utf8"))
         text = IMAGE.sub(partial(self.image, page.parent), text)
         text = LINK.sub(partial(self.link, page), TAGGED.sub(self.equation, text))
         number = f"{self.book.chapters[page]} " if self.book.chapters.get(page) else ""

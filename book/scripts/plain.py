@@ -9,7 +9,7 @@ import unicodedata
 from functools import lru_cache
 from os.path import relpath
 
-from colab import address
+from facts import fill
 from labels import HEADER, MATH, Fence, split
 
 ROLE = re.compile(r"(?:\{([\w:-]+)\})?(?<!`)(`+)(?!`)((?:(?!\n\n).)+?)(?<!`)\2(?!`)", re.S)  # or code
@@ -19,7 +19,7 @@ ENTRY = re.compile(r"^@(\w+)\{([^,]+),\n(.*?)^\}", re.S | re.M)
 FIELD = re.compile(r"^\s*(\w+)\s*=\s*\{(.*?)\},?$", re.S | re.M)
 ACCENT = re.compile(r"\{?\\(['`^\"~c])\{?(\w)\}?\}?")
 ACCENTS = {"'": "\u0301", "`": "\u0300", "^": "\u0302", '"': "\u0308", "~": "\u0303", "c": "\u0327"}
-DROPPED = {"toctree", "contents", "tableofcontents", "raw", "only", "page-times"}
+DROPPED = {"toctree", "contents", "tableofcontents", "raw", "only"}
 
 
 # Citations
@@ -131,7 +131,7 @@ class Page:
 
     def text(self, text):
         """Markdown without fences."""
-        text = text.replace("{{ repository }}", address(self.book.root))
+        text = fill(text, self.book.root)
         text = re.sub(r"^\([\w:-]+\)=\n+|^% [^\n]*\n", "", text, flags=re.M)
         text = MATH.sub(lambda math: self.equation(math[1].strip("\n"), math[2]), text)
         text = TERM.sub(r"- **\1**: ", text)
@@ -154,7 +154,7 @@ class Page:
     def fence(self, fence):
         """Plain Markdown for a fenced block."""
         if not fence.name:
-            return self.text(fence.source) if "{{ repository }}" in fence.source else fence.source
+            return fill(fence.source, self.book.root)
         if fence.name in ("code-block", "code"):
             return f"```{fence.argument}\n{fence.body}\n```\n"
         if fence.name == "math":

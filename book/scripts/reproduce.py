@@ -20,11 +20,12 @@ from itertools import product
 from pathlib import Path
 
 import papermill
+import torch
 import yaml
 
-import csq_mini.experiments.reproduce as experiments
-from csq_mini.check import unknown
 from csq_book.results.verdicts import read_published
+from csq_mini.check import unknown
+from csq_mini.experiments.plans import PROFILES, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "book" / "reproductions"
@@ -79,13 +80,13 @@ def find_jobs(given):
             raise ValueError(unknown("page", name, book))
         page = PAGES / f"{name}.ipynb"
         values = read_parameters(page, given)
-        if values["profile"] not in experiments.PROFILES:
-            raise ValueError(unknown("profile", values["profile"], experiments.PROFILES))
-        plans = book[name]["runs"].get(values["profile"], [{}] if names else [])
-        if not plans:
+        if values["profile"] not in PROFILES:
+            raise ValueError(unknown("profile", values["profile"], PROFILES))
+        planned = book[name]["runs"].get(values["profile"], [{}] if names else [])
+        if not planned:
             print(f"{name}: nothing is planned in profile {values['profile']}; PAGES={name} runs it all the same")
-        for plan in plans[:1] if PLANNED & set(values) else plans:
-            jobs += split(page, {"folder": str(ROOT), "start": "", "seeds": [0], **plan, **values}, book[name]["rows"])
+        for runs in planned[:1] if PLANNED & set(values) else planned:
+            jobs += split(page, {"folder": str(ROOT), "start": "", "seeds": [0], **runs, **values}, book[name]["rows"])
     return jobs
 
 
@@ -93,8 +94,8 @@ def split(page, values, rows):
     """A job for each seed."""
     choices = [values.get("methods", ["csq"]), values.get("targets", [2.0]), values.get("activations", [None])]
     for method, target, bits, seed in product(*choices, values["seeds"]):
-        experiments.plan(method, rows["model"], rows["data"], target, seed, values["profile"],
-                         activation_bits=bits, epochs=values.get("epochs"))  # fmt: skip
+        plan(method, rows["model"], rows["data"], target, seed, values["profile"],
+             activation_bits=bits, epochs=values.get("epochs"))  # fmt: skip
     epochs = f"-{values['epochs']}epochs" if values.get("epochs") else ""
     return [
         (f"{page.stem}-{values['profile']}{epochs}-seed{seed}", page, {**values, "seeds": [seed]})
@@ -180,10 +181,10 @@ def say(text):
 def main(argv):
     try:
         given = read_words(argv)
-        cuda = experiments.torch.cuda.is_available()
+        cuda = torch.cuda.is_available()
         room = how_many(given.pop("jobs", ""), 3 if cuda else (os.cpu_count() or 1) // 2)
         jobs = find_jobs(given)
-        if not cuda and any(experiments.PROFILES[values["profile"]].needs_gpu for _, _, values in jobs):
+        if not cuda and any(PROFILES[values["profile"]].needs_gpu for _, _, values in jobs):
             raise ValueError("profile 'full' needs a GPU, and torch sees none: PROFILE=cpu or PROFILE=smoke")
     except (ValueError, FileNotFoundError) as error:
         print(f"reproduce: {error}", file=sys.stderr)

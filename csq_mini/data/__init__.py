@@ -5,8 +5,6 @@ root (the argument ``root``, else the environment variable ``CSQ_DATA``, else ``
 ``data_scripts/`` fetch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from ..check import unknown

@@ -1,7 +1,6 @@
-"""A data set as tensors on the training device: three splits, and batches of them.
+"""A data set as tensors on the training device, where its batches are augmented and prepared for the model.
 
-Images stay as the file has them, often bytes; each batch is augmented and prepared for the model on the device. There
-are no worker processes, and nothing is copied between devices, except batches of a data set too large for one.
+There are no worker processes, and nothing moves between devices, except batches of a data set too large for one.
 """
 
 from __future__ import annotations
@@ -28,20 +27,19 @@ class Data:
     """A data set ready for :func:`csq_mini.fit`.
 
     Attributes:
-        name: as it stands in run folders and results.
-        train, valid, test: pairs of inputs ``[images, ...]`` and targets ``[images, ...]``, as stored: to learn from,
-            to watch and choose by, and to judge by, once.
-        augment: changes a stored training batch, given a CPU generator to draw from, so that the numbers are the same
-            on every device; None for nothing. It always gets a whole batch: where several processes train together,
-            each augments all of it and keeps its share. (A ``transforms.CropFlip`` changes the share alone.)
-        prepare: turns stored images into what the model sees, each image by itself; None if that is the same.
+        name: shown in run folders and results.
+        train, valid, test: inputs ``[images, ...]`` and targets ``[images, ...]``, as stored: to learn from, to watch
+            and choose by, and to judge by, once.
+        augment: changes a whole stored batch for training, given a CPU generator to draw from, so that the numbers are
+            the same on every device; None for nothing. Processes that train together each augment the whole batch and
+            keep their share; ``transforms.CropFlip`` changes that share alone.
+        prepare: turns stored images into what the model sees, each by itself; None if that is the same.
         classes: number of classes; None if it is unknown or targets are not classes.
-        streamed: whether the splits are too large for the device and stay where they are: each batch is moved instead.
+        streamed: whether the splits are too large for the device: they stay where they are, and each batch is moved.
         device: where batches go; None for where the splits lie. :meth:`to` sets it.
 
     Raises:
-        ValueError: if a split is empty, has unequal numbers of inputs and targets, inputs of another shape than the
-            training split, or a target that is no class.
+        ValueError: for an empty split, inputs without targets, unequal shapes of inputs, or a target that is no class.
     """
 
     name: str
@@ -81,14 +79,10 @@ class Data:
         Args:
             split: "train", "valid" or "test".
             size: images a batch, at least 1.
-            augment_seed: None shows the images as they are; a number augments them as training does, each batch with
-                a generator of its own.
+            augment_seed: augments the images as training does; None shows them as they are.
 
         Yields:
             Prepared inputs ``[size, ...]`` and targets ``[size, ...]`` on the device.
-
-        Raises:
-            ValueError: for another split or size.
         """
         if split not in SPLITS:
             raise ValueError(unknown("split", split, SPLITS))
@@ -103,15 +97,13 @@ class Data:
             yield self._prepared(x), self._placed(y)
 
     def training_batch(self, size: int, seed: int, step: int, share: slice = slice(None)) -> Split:
-        """Batch number ``step`` of an endless training: each epoch in a new order, remainder left out.
+        """Batch number ``step`` of an endless training: each epoch in a new order, without its remainder.
 
-        A pure function of its arguments, so that a resumed run sees the same batches: the order comes from (seed,
-        epoch), the augmentation from (seed, step).
+        The order depends on (seed, epoch), the augmentation on (seed, step), so a resumed run sees the same batches.
 
         Args:
-            size: images a batch, at least 1; if that is more than there are, the batch is all of them.
-            seed: of the run, at least 0.
-            step: from 0.
+            size: images a batch, at least 1; all of them if there are fewer.
+            seed, step: of the run, at least 0.
             share: the part of the batch to return, equal to the bit to that part of the whole one.
 
         Returns:
@@ -155,11 +147,7 @@ def _generator(*key: int) -> torch.Generator:
 
 
 def stratified_order(targets: Tensor, seed: int = 0) -> Tensor:
-    """A random order of ``targets`` ``[images]`` in which any first k images hold the classes in their proportions.
-
-    The first images serve for validation and the next ones for training, so both are stratified, as is any part of
-    them that a trial takes.
-    """
+    """A random order of ``targets`` ``[images]`` in which any stretch of images holds the classes in proportion."""
     # NumPy promises that RandomState draws the same numbers in every version.
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(targets)))
     order = order[targets[order].argsort(stable=True)]  # class by class, random within

@@ -1,10 +1,7 @@
-"""Fetching a published data set: downloaded or copied, checked, and only then put in its place.
+"""Fetching a published data set: downloaded or copied to a scratch folder, checked, and only then put in its place.
 
-All this happens in a scratch folder under the data root, on the same disk. Whatever goes wrong, what was there
-before stays as it was.
+Whatever goes wrong, what was there before stays as it was.
 """
-
-from __future__ import annotations
 
 import argparse
 import shutil
@@ -22,7 +19,7 @@ TIMEOUT = 30.0  # seconds without a byte
 
 
 def fetch(name: str, place: str | Path | None = None, copy: str | Path | None = None) -> str:
-    """Put a whole copy of a published data set under the data root, if none is there; says in a line what it did.
+    """Put a published data set under the data root, unless it is there and whole; returns a line that says so.
 
     Args:
         name: ``cifar10``, ``cifar100`` or ``fashion_mnist``.
@@ -30,9 +27,11 @@ def fetch(name: str, place: str | Path | None = None, copy: str | Path | None = 
         copy: a folder (or archive) on this machine to take it from; None downloads from where torchvision does.
 
     Raises:
-        ConnectionError: if the download fails. ValueError: if what came, or the copy, is damaged.
-        FileNotFoundError: if the copy lacks something. After an error what was there is unchanged.
+        ConnectionError: if the download fails.
+        FileNotFoundError, ValueError: if the copy lacks something, or what came is damaged.
     """
+    from torchvision.datasets.utils import extract_archive
+
     here, known = store.root(place), store.source(name)
     target = here / known.folder
     if not store.problems(name, here):
@@ -43,14 +42,21 @@ def fetch(name: str, place: str | Path | None = None, copy: str | Path | None = 
         found = store.problems(name, scratch)
         if found:
             raise ValueError(f"{known.title} in {given} is not whole: {store.in_words(found)}; try another copy")
-        _unzip_beside(scratch / known.folder)
-        _put(scratch / known.folder, target)
+        ready = scratch / known.folder
+        for file in ready.glob("*.gz"):  # our loader reads these, torchvision's what is in them
+            extract_archive(file, ready)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            ready.rename(target)
+        else:
+            for file in ready.iterdir():  # one by one: each is always whole
+                file.replace(target / file.name)
     return f"{known.title} is ready and whole: {target}"
 
 
 @contextmanager
 def scratch_folder(root: Path, name: str) -> Iterator[Path]:
-    """A folder under the data root for what is not whole yet; removed afterwards, whatever happens."""
+    """A folder on the disk of the data root for what is not whole yet; removed afterwards, whatever happens."""
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{name}-", suffix=".partial", dir=root) as folder:
         yield Path(folder)
@@ -77,7 +83,7 @@ def _download(known: store.Source, into: Path) -> Path:
 
 
 def _take(known: store.Source, given: Path, scratch: Path) -> None:
-    """Copy the files, or unpack the archives, in the folder ``given``, which may also be an archive itself."""
+    """Copy the files, or unpack the archives, from ``given``: a folder or an archive."""
     from torchvision.datasets.utils import check_md5, extract_archive
 
     for folder in (given / known.folder, given):
@@ -106,26 +112,8 @@ def _lacking(known: store.Source, given: Path) -> str:
     return f"no {known.title} in {given}: looked for the folder {known.folder}, and for {archives}"
 
 
-def _unzip_beside(folder: Path) -> None:
-    # torchvision's loader reads Fashion-MNIST unpacked, ours the .gz with its checksum: both find what they need
-    from torchvision.datasets.utils import extract_archive
-
-    for file in folder.glob("*.gz"):
-        extract_archive(file, folder)
-
-
-def _put(folder: Path, target: Path) -> None:
-    """Rename a folder into place, or its files one by one where a folder is there: each file is always whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        folder.rename(target)
-        return
-    for file in folder.iterdir():
-        file.replace(target / file.name)
-
-
 def run(work: Callable[[], str]) -> int:
-    """Do some work and print what it did, or in one line why it failed; returns a script's exit code."""
+    """Print what the work says it did, or one line on why it failed; returns a script's exit code."""
     try:
         print(work())
         return 0

@@ -3,8 +3,6 @@
 ``data_scripts/image_folder.py`` calls :func:`decode`; :func:`image_folder` checks and reads what it wrote.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -34,15 +32,14 @@ def image_folder(
 ) -> Data:  # fmt: skip
     """Images that ``data_scripts/image_folder.py`` decoded, such as ImageNet's.
 
-    Training sees a random crop, flipped at random; judging sees the centre crop. Images for validation come from
-    ``train``, stratified and the same every time; ``val`` is the test set. ImageNet's training images at 256 pixels
-    take 252 GB on disk, and only what the operating system caches of them takes memory.
+    Training sees a random crop, flipped at random; judging sees the centre crop. ``val`` is the test set. ImageNet's
+    training images at 256 pixels take 252 GB on disk, and in memory only what the operating system caches.
 
     Args:
         root: the data root, holding the folder ``<name>-<side>``; None is ``CSQ_DATA``, else ``data``.
         name, side: as given to the script.
         crop: pixels a side that the model sees.
-        valid: training images held out for validation; None is a twentieth, at most 10 000.
+        valid: images of ``train`` held out for validation, stratified; None is a twentieth, at most 10 000.
         limit: for trials, as in :func:`csq_mini.data.cifar10`.
         resident_gb: what the device may hold, in 10^9 bytes: a larger set is streamed.
 
@@ -51,34 +48,29 @@ def image_folder(
         ``[batch, 3, crop, crop]`` float32, normalised by ImageNet's mean and deviation.
 
     Raises:
-        FileNotFoundError, ValueError: if the arrays are missing, cut or do not fit each other (which one, what to
-            do), or an argument is out of range.
+        FileNotFoundError, ValueError: for arrays that are missing, damaged or do not fit each other.
 
     Source: He et al. (arXiv 1512.03385), section 3.4, but with one scale and one crop where they use several.
     """
     crop = whole("crop", crop, 1, side, hint=f": the images have {side} pixels a side")
-    (x, y), (test_x, test_y), classes = _arrays(store.root(root), name, side)
+    here = store.root(root)
+    folder = here / f"{name}-{side}"
+    found = store.folder_problems(folder, side)
+    if found:
+        remedy = f"{store.fetch_command('image_folder', here)} --name {name} --side {side}"
+        raise store.complaint(folder.name, here, found, 1 + len(store.ARRAYS), remedy)
+    (x, y), (test_x, test_y) = (_mapped(folder, part) for part in store.PARTS)
+    classes = len(json.loads((folder / "classes.json").read_text()))
     held_out = max(1, min(10_000, len(y) // 20)) if valid is None else valid
     watched, learned, judged = cut(len(y), len(test_y), held_out, limit)
     return Data(
-        f"{name}-{side}" if limit is None else f"{name}-{side}[{limit}]",
+        folder.name if limit is None else f"{folder.name}[{limit}]",
         train=(x[learned], y[learned]),
         valid=(x[watched], y[watched]),
         test=(test_x[judged], test_y[judged]),
         augment=CropFlip(crop), prepare=Normalise(*IMAGENET, crop), classes=classes,
         streamed=x.nbytes + test_x.nbytes > resident_gb * 1e9,
     )  # fmt: skip
-
-
-def _arrays(root: Path, name: str, side: int) -> tuple[Split, Split, int]:
-    """Training and test images, and the number of classes; an error says what is wrong with the files."""
-    folder = root / f"{name}-{side}"
-    found = store.folder_problems(folder, side)
-    if found:
-        remedy = f"{store.fetch_command('image_folder', root)} --name {name} --side {side}"
-        raise store.complaint(folder.name, root, found, 1 + len(store.ARRAYS), remedy)
-    train, test = (_mapped(folder, part) for part in store.PARTS)
-    return train, test, len(json.loads((folder / "classes.json").read_text()))
 
 
 def _mapped(folder: Path, part: str) -> Split:
@@ -95,12 +87,11 @@ def decode(
 ) -> str:  # fmt: skip
     """Decode ``source``/train/<class>/* and ``source``/val/<class>/* into ``<root>/<name>-<side>``; says what it did.
 
-    The shorter side is resized to ``side`` pixels, and the centre square kept. Images are stored in stratified order,
-    so that the first ones serve as a validation set. ``root`` None is ``CSQ_DATA``, else ``data``.
+    The shorter side is resized to ``side`` pixels, the centre square kept, and images stored in stratified order.
+    ``root`` None is ``CSQ_DATA``, else ``data``.
 
     Raises:
-        FileNotFoundError: if ``train`` or ``val``, or a class of one of them, is missing or empty.
-        ValueError: for an image that cannot be read, naming it, or a bad ``name`` or ``side``.
+        FileNotFoundError, ValueError: for a missing folder, a class without images, or an image that cannot be read.
         OSError: if the disk is too full. After an error what was there before is unchanged.
     """
     side = whole("side", side, 1)
@@ -113,16 +104,22 @@ def decode(
     files, classes = _files(Path(source).expanduser())
     _check_space(here, sum(len(paths) for paths, _ in files.values()) * side * side * 3)
     with scratch_folder(here, name) as scratch:
-        _write_arrays(scratch / "ready", files, classes, side, progress)
+        ready = scratch / "ready"
+        ready.mkdir()
+        (ready / "classes.json").write_text(json.dumps(classes))
+        for part, (paths, labels) in files.items():
+            np.save(ready / f"{part}_labels.npy", labels)
+            with open(ready / f"{part}_images.npy", "wb") as file:
+                _write_images(file, paths, side, part, progress)
         if target.exists():
             target.rename(scratch / "old")
-        (scratch / "ready").rename(target)
+        ready.rename(target)
     counts = ", ".join(f"{len(labels)} {part} images" for part, (_, labels) in files.items())
     return f"{counts}, {len(classes)} classes: {target}"
 
 
 def _files(source: Path) -> tuple[dict[str, tuple[list[str], np.ndarray]], list[str]]:
-    """Per part the paths and labels in stratified order, and the names of the classes."""
+    """Paths and labels of each part, in stratified order, and the names of the classes."""
     from torchvision.datasets.folder import find_classes
 
     for part in store.PARTS:
@@ -154,17 +151,6 @@ def _check_space(root: Path, needed: int) -> None:
     if needed > free:
         sizes = f"the arrays take {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB free"
         raise OSError(f"{sizes}: give another --root, or a smaller --side")
-
-
-def _write_arrays(
-    folder: Path, files: dict[str, tuple[list[str], np.ndarray]], classes: list[str], side: int, progress: bool
-) -> None:
-    folder.mkdir()
-    for part, (paths, labels) in files.items():
-        np.save(folder / f"{part}_labels.npy", labels)
-        with open(folder / f"{part}_images.npy", "wb") as file:
-            _write_images(file, paths, side, part, progress)
-    (folder / "classes.json").write_text(json.dumps(classes))
 
 
 def _write_images(file: BinaryIO, paths: Sequence[str], side: int, part: str, progress: bool) -> None:

@@ -1,11 +1,8 @@
 """Data sets that fit in memory: handwritten digits, CIFAR-10, CIFAR-100 and Fashion-MNIST.
 
-Digits come with scikit-learn; the others are read from files laid out as torchvision lays them out. Images for
-validation are taken from the training images, stratified and the same every time: they are only watched during
-training, and the official test set judges once.
+Images for validation come from the training images, stratified and the same every time. They are only watched during
+training; the official test set judges once.
 """
-
-from __future__ import annotations
 
 import gzip
 import pickle
@@ -22,14 +19,11 @@ from .transforms import CropFlip, Normalise
 
 
 def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
-    """scikit-learn's 1 797 handwritten digits, 8x8 pixels, in one fixed split.
-
-    The images are cut into ``folds`` stratified parts. Part ``fold`` is the test set, and a tenth of the rest
-    (stratified again) is for validation, so over all folds each image is tested once.
+    """scikit-learn's 1 797 handwritten digits, 8x8 pixels.
 
     Args:
-        fold: which part to test on, 0 to folds - 1.
-        folds: number of parts, 2 to 100.
+        fold: part that is the test set, 0 to folds - 1; a tenth of the rest is for validation.
+        folds: number of stratified parts, 2 to 100.
         seed: of the split, not of the training.
 
     Returns:
@@ -51,23 +45,20 @@ def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
 
 
 def cifar10(root: str | Path | None = None, valid: int = 1000, limit: int | None = None) -> Data:
-    """CIFAR-10: 60 000 colour photographs of 10 classes, 32x32 pixels.
-
-    Training images are padded with 4 zeros a side, cropped at random and flipped.
+    """CIFAR-10: 60 000 colour photographs of 10 classes, 32x32 pixels, padded by 4, cropped and flipped for training.
 
     Args:
         root: the data root, holding ``cifar-10-batches-py``; None is ``CSQ_DATA``, else ``data``.
-        valid: training images held out for validation, stratified, the same every time.
-        limit: for trials: at most this many training images, a fifth as many for validation, and as many for
-            testing, each taken from the same split of the whole data set.
+        valid: training images held out for validation.
+        limit: for trials: at most this many images of the training split, as many of the test split, and a fifth as
+            many of the validation split.
 
     Returns:
         Data with stored inputs ``[images, 3, 32, 32]`` uint8 and targets ``[images]`` int64; batches are float32,
         normalised by the mean and deviation that the official CSQ code uses.
 
     Raises:
-        FileNotFoundError, ValueError: if a file is missing or damaged (which one, what to do), or ``valid`` or
-            ``limit`` is out of range.
+        FileNotFoundError, ValueError: if a file is missing or damaged; the text says what to run.
 
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009).
     """
@@ -90,7 +81,7 @@ def cifar100(root: str | Path | None = None, valid: int = 1000, limit: int | Non
 def fashion_mnist(root: str | Path | None = None, valid: int = 1000, limit: int | None = None) -> Data:
     """Fashion-MNIST: 70 000 grey pictures of 10 kinds of clothes, 28x28 pixels.
 
-    As :func:`cifar10`, from ``FashionMNIST/raw``; padded with 2 zeros a side, normalised by the mean and deviation
+    As :func:`cifar10`, from ``FashionMNIST/raw``; padded by 2, normalised by the mean and deviation
     over all training pixels.
 
     Source: Xiao et al., Fashion-MNIST (arXiv 1708.07747).
@@ -136,11 +127,7 @@ def _data(
 
 
 def cut(train: int, test: int, valid: int, limit: int | None) -> tuple[slice, slice, slice]:
-    """Which of ``train`` images in stratified order are for validation and training, and which of ``test`` to judge by.
-
-    Raises:
-        ValueError: unless 1 <= ``valid`` < ``train`` and ``limit`` is None or at least 1.
-    """
+    """Which images are for validation and training, of ``train`` in stratified order, and for testing, of ``test``."""
     valid = whole("valid", valid, 1, train - 1, hint=f": there are {train} training images")
     if limit is None:
         return slice(valid), slice(valid, train), slice(test)

@@ -1,10 +1,7 @@
 """What lies under the data root, whether it is whole, and what to run if it is not.
 
-Published sets are judged by checksums, arrays of decoded images by their shapes. Addresses, file names and checksums
-are those of torchvision's data set classes, and are written nowhere else.
+Published sets are judged by the checksums in torchvision's classes, arrays of decoded images by their shapes.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -66,7 +63,7 @@ def problems(name: str, place: str | Path) -> dict[str, str]:
 
 
 def verified(name: str, place: str | Path | None = None) -> list[Path]:
-    """The files of a published data set, in the order of :class:`Source`; :func:`complaint` if not all are whole."""
+    """The files of a published data set, in the order of :class:`Source`; raises :func:`complaint`'s errors."""
     here, known = root(place), source(name)
     found = problems(name, here)
     if found:
@@ -77,11 +74,10 @@ def verified(name: str, place: str | Path | None = None) -> list[Path]:
 
 def complaint(title: str, folder: Path, found: dict[str, str], files: int, remedy: str) -> Exception:
     """What to raise if some of the ``files`` in a folder are missing (FileNotFoundError) or damaged (ValueError)."""
+    text = f"{title} in {folder} is not whole: {in_words(found)}; run: {remedy}"
     if set(found.values()) != {"missing"}:
-        return ValueError(f"{title} in {folder} is not whole: {in_words(found)}; run: {remedy}")
-    if len(found) == files:
-        return FileNotFoundError(f"no {title} in {folder}; run: {remedy}")
-    return FileNotFoundError(f"{title} in {folder} is not whole: {in_words(found)}; run: {remedy}")
+        return ValueError(text)
+    return FileNotFoundError(text if len(found) < files else f"no {title} in {folder}; run: {remedy}")
 
 
 def folder_problems(folder: Path, side: int) -> dict[str, str]:
@@ -125,11 +121,7 @@ def in_words(found: dict[str, str]) -> str:
 
 
 def listing(place: str | Path | None = None) -> str:
-    """The text of ``csq-mini data``: a line a data set, whole, damaged or missing, its size, and what to run.
-
-    Raises:
-        OSError: if the data root is there and cannot be listed.
-    """
+    """The text of ``csq-mini data``: for each data set whether it is whole, its size, and what to run if it is not."""
     here = root(place)
     if here.exists() and not here.is_dir():
         raise NotADirectoryError(f"the data root {here} is not a folder: give another --root, or set CSQ_DATA")

@@ -4,8 +4,6 @@ All of it runs on the batch's device. Images are ``[batch, channels, height, wid
 where that is faster; results are channels_last.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,9 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CropFlip:
-    """A random square crop of the zero-padded image, flipped horizontally with probability 1/2.
+    """A random square crop of the zero-padded bytes, flipped horizontally with probability 1/2.
 
-    Bytes are padded before they are normalised, as torchvision's RandomCrop does with images from a file.
     Source: He et al. (arXiv 1512.03385), section 4.2.
     """
 
@@ -51,7 +48,7 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class Normalise:
-    """Bytes 0..255 become (byte / 255 - mean) / std, float32, channels_last."""
+    """Bytes 0..255 become (byte / 255 - mean) / std, float32."""
 
     mean: tuple[float, ...]  # one number a channel
     std: tuple[float, ...]

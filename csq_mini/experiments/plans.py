@@ -1,7 +1,5 @@
 """What can be reproduced: networks and their data, methods, how much of a run, and the recipe that follows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +30,7 @@ METHODS: Mapping[str, Callable[[Recipe], dict[str, Any]]] = {
     "unweighted": lambda r: {"weighted": False},
     "no-recalibration": lambda r: {"recalibration_batches": 0},
 }
-"""CSQ, float training, and CSQ without one of its parts, as changes to the recipe. Without masks every
-layer has the same precision from the start."""
+"""CSQ, float training, and CSQ without one of its parts, as changes to the recipe."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,8 @@ PROFILES: Mapping[str, Profile] = {
     "cpu": Profile(
         "up to an hour on two CPU cores, best begun from a float checkpoint",
         {},
-        # A trained network fits its training images already, and high rates soon spoil it. Three times these rates
-        # close the masks within two epochs, but cost a point of accuracy that five more epochs do not win back. At
-        # these rates the search only ranks the planes, and the freeze cuts them.
+        # High rates soon spoil a trained network: three times these close the masks within two epochs, but cost a
+        # point of accuracy that five more do not win back. Here the search only ranks planes, and the freeze cuts them.
         {"search_epochs": 2, "finetune_epochs": 5, "batch_size": 128, "lr": 0.003, "logit_lr": 0.1,
          "warmup_epochs": 0.2, "recalibration_batches": 10, "checkpoint_steps": 200},
     ),

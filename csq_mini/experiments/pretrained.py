@@ -1,7 +1,5 @@
 """Packed files that runs left: the trained networks that come with the library, and those of your own runs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -24,15 +22,8 @@ def names() -> list[str]:
 def pretrained(name: str) -> nn.Module:
     """A trained and exactly quantized network that comes with the library, in evaluation mode.
 
-    Args:
-        name: such as "resnet20-cifar10-2bit": network, data set, bits a weight.
-
-    Returns:
-        A plain module for the inputs that the data set gives. Its attribute ``csq_row`` is the row of results of the
-        run that it came from, with its accuracy.
-
-    Raises:
-        ValueError: for an unknown name, with near ones.
+    Its attribute ``csq_row`` is the row of results of its run. A ``name`` says network, data set and bits a weight, as
+    in "resnet20-cifar10-2bit"; an unknown one is a ValueError.
     """
     if name not in names():
         raise ValueError(unknown("trained network", name, names()))
@@ -42,7 +33,7 @@ def pretrained(name: str) -> nn.Module:
 
 
 def row(name: str) -> Row:
-    """The row of results of a trained network: its accuracy, size, recipe, hardware and versions."""
+    """What the run of a trained network came to: its accuracy, size, recipe, hardware and versions."""
     return read_row(WEIGHTS / f"{name}.json")
 
 
@@ -54,8 +45,7 @@ def pack_run(run: str | Path, path: str | Path) -> int:
         path: of the copy; a file that is there is replaced.
 
     Raises:
-        FileNotFoundError: if there is no finished run, or it left no packed file.
-        ValueError: if the run trained float weights, or its packed file is damaged.
+        FileNotFoundError, ValueError: if the run is not finished, or left no packed file, or a damaged one.
     """
     left = _row_file(Path(run)) if Path(run).suffix == ".json" else _folder_file(Path(run))
     size = verify_packed(left).file_bytes

@@ -1,10 +1,4 @@
-"""One run, one row: :func:`reproduce` turns parameters into a trained network and a row of results.
-
-The command line, the book's pages and papermill call it. ``plans.py`` says what can be asked for; ``rows.py`` writes
-the row and reads rows back.
-"""
-
-from __future__ import annotations
+"""One run, one row: :func:`reproduce` turns parameters into a trained network and a row of results."""
 
 import hashlib
 import io
@@ -12,7 +6,7 @@ import json
 import lzma
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,9 +21,6 @@ from ..train import Result, evaluate, fit
 from .plans import METHODS, PROFILES, SETUPS, plan
 from .rows import SCHEMA, Row, commit, read_row, where, write_row
 
-if TYPE_CHECKING:
-    import pandas
-
 __all__ = ["METHODS", "PROFILES", "SETUPS", "plan", "read_state", "reproduce"]
 
 
@@ -42,7 +33,7 @@ def reproduce(
 ) -> Row:  # fmt: skip
     """Train one network as the parameters say, and write a row of results.
 
-    A run that is done, with the same recipe and start, is not repeated: its row is read back. One that was cut goes on
+    A finished run with the same recipe and start is not repeated: its row is read back. One that was stopped goes on
     from its last checkpoint.
 
     Args:
@@ -62,15 +53,15 @@ def reproduce(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for an unknown name or a value out of range, a profile that needs a GPU where there is none, a
-            checkpoint that does not fit, or a run folder of another run.
+        ValueError: for a bad argument, a checkpoint that does not fit, or a run folder of another run.
         FileNotFoundError: if the data set or the checkpoint is not there.
     """
     made_by = commit()  # now: the sources may change while it trains
     recipe = plan(method, model, data, target, seed, profile, activation_bits=activation_bits, epochs=epochs)
     device = _device(device, profile)
     key, origin = _key(method, model, data, recipe, profile, epochs, start), _origin(start)
-    done = _row_there(Path(results) / f"{key}.json")
+    file = Path(results) / f"{key}.json"
+    done = read_row(file) if file.exists() else None
     if done and _same_run(done, recipe, origin):
         return done
     images = _images(data, data_root, PROFILES[profile].images.get(model))
@@ -83,7 +74,9 @@ def reproduce(
     row = Row(
         schema=SCHEMA, key=key, method=method, model=model, data=data, seed=seed, profile=profile, start=origin,
         start_accuracy=began, train_images=len(images.train[1]), test_images=len(images.test[1]),
-        **_asked(recipe), **_outcome(result), **{**where(device), "commit": made_by},
+        target=recipe.target, activation_bits=recipe.activation_bits, search_epochs=recipe.search_epochs,
+        finetune_epochs=recipe.finetune_epochs, recipe=_plain(recipe),
+        **_outcome(result), **{**where(device), "commit": made_by},
     )  # fmt: skip
     if keep:
         _keep(result, Path(results), key)
@@ -149,10 +142,6 @@ def _key(
     return "-".join([*parts, profile, *([f"{epochs}epochs"] if epochs else []), f"seed{recipe.seed}"])
 
 
-def _row_there(file: Path) -> Row | None:
-    return read_row(file) if file.exists() else None
-
-
 def _same_run(row: Row, recipe: Recipe, origin: str | None) -> bool:
     saved = {"checkpoint_steps": recipe.checkpoint_steps}  # how often a run is saved does not change its result
     return {**row.recipe, **saved} == _plain(recipe) and row.start == origin
@@ -175,17 +164,12 @@ def _load(network: nn.Module, start: str | Path, model: str) -> None:
         raise ValueError(f"{start} does not fit {model}: {error}") from None
 
 
-def _asked(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe says, as fields of the row."""
-    named = ("target", "activation_bits", "search_epochs", "finetune_epochs")
-    return {name: getattr(recipe, name) for name in named} | {"recipe": _plain(recipe)}
-
-
 def _outcome(result: Result) -> dict[str, Any]:
     """What the run came to, as fields of the row."""
     speed = statistics.median(result.history["images_per_second"])
+    untimed = result.history.drop(columns=["seconds", "images_per_second"]).to_csv(index=False)
     outcome = {"accuracy": result.accuracy, "seconds": result.seconds, "images_per_second": speed,
-               "history_digest": _digest(result.history)}  # fmt: skip
+               "history_digest": hashlib.sha256(untimed.encode()).hexdigest()}  # fmt: skip
     if result.report is None:
         size = sum(t.nbytes for t in result.model.state_dict().values())
         return outcome | {"paper_bits": 32.0, "stored_bits": 32.0, "bytes": size, "original_bytes": size, "scheme": {}}
@@ -194,11 +178,6 @@ def _outcome(result: Result) -> dict[str, Any]:
         "paper_bits": total.paper_bits, "stored_bits": total.stored_bits, "bytes": total.bytes + total.float_bytes,
         "original_bytes": total.original_bytes, "scheme": {layer.name: layer.planes for layer in result.report.rows},
     }  # fmt: skip
-
-
-def _digest(history: pandas.DataFrame) -> str:
-    table = history.drop(columns=["seconds", "images_per_second"]).to_csv(index=False)
-    return hashlib.sha256(table.encode()).hexdigest()
 
 
 def _keep(result: Result, folder: Path, key: str) -> None:

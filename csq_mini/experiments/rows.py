@@ -66,18 +66,15 @@ def load_rows(folder: str | Path) -> pandas.DataFrame:
 
 
 def read_row(file: Path) -> Row:
-    """The row in a file, or a ValueError as :func:`load_rows` raises it."""
+    """The row in a file; ValueError if it is no row, or of another schema."""
     try:
         content = json.loads(file.read_text("utf8"))
         schema = content["schema"]
+        if schema == SCHEMA:
+            return Row(**content)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a row of results ({error!r}): delete it and run it again") from None
-    if schema != SCHEMA:
-        raise ValueError(f"{file} has schema {schema!r}, this version reads {SCHEMA}: run it again to renew it")
-    try:
-        return Row(**content)
-    except TypeError as error:
-        raise ValueError(f"{file} is not a row of results ({error}): delete it and run it again") from None
+    raise ValueError(f"{file} has schema {schema!r}, this version reads {SCHEMA}: run it again to renew it")
 
 
 def load_history(key: str, folder: str | Path) -> pandas.DataFrame:
@@ -98,8 +95,7 @@ def write_row(folder: str | Path, row: Row, history: pandas.DataFrame) -> None:
 def where(device: torch.device | str | None = None) -> dict[str, Any]:
     """Where a result is made: the ``device``, ``hardware``, ``versions`` and ``commit`` beside its figures.
 
-    ``device`` None is the first GPU if there is one, else the CPU. A ``load`` above the ``threads`` means that other
-    work took part of the processor; ``gpu`` is None where it is not used.
+    None takes the first GPU, else the CPU. A ``load`` above the ``threads`` means that other work shared the processor.
     """
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None

@@ -1,14 +1,11 @@
-"""The packed file format: what a file holds, and its dense strings of bits.
+"""The packed file format: a safetensors file with one metadata entry, each quantized layer a string of bits in it.
 
-A packed file is a safetensors file with one metadata entry. A quantized layer is a string of bits in it, each group of
-them the index of an integer code. The book's page on the format says every byte. ``verify.py`` reads and checks.
+Each group of bits is the index of an integer code. The book's page on the format explains every byte.
 """
-
-from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +16,9 @@ from torch import Tensor
 from ..report import Report, tabulate
 from ..scheme import Scheme
 
-FORMAT = 1
-"""Version of the format; a reader refuses a newer one."""
+FORMAT = 1  # version; a reader refuses a newer one
 KEY = "csq_mini"  # the only metadata entry: with two, safetensors writes them in random order
-NO_DIGEST = "0" * 64  # stands where the digest will, while it is computed
-MAX_HEADER = 2**24
+NO_DIGEST = "0" * 64  # in place of the digest while it is computed
 CHUNK = 2**20  # weights decoded at a time, so that memory stays bounded
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -33,12 +28,12 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class PackedFileError(ValueError):
-    """A file that is no packed model, is damaged, or does not fit the model it is loaded into."""
+    """The file is not a packed model, is damaged, or does not fit the model it is loaded into."""
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """What a packed file says of one quantized layer; its codes are still packed."""
+    """One quantized layer of a packed file, its codes still packed."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,7 +46,6 @@ class PackedLayer:
 
     @property
     def weights(self) -> int:
-        """How many weights the layer has."""
         return math.prod(self.shape)
 
     @property
@@ -72,24 +66,26 @@ class PackedLayer:
         return Scheme(len(self.planes), self.kept, self._marked("F"), self.step, self.codes())
 
     def weight(self) -> Tensor:
-        """step * code, equal to the hardened layer's weight in every bit."""
+        """The hardened layer's weight, equal in every bit."""
         return self.scheme().weight(DTYPES[self.dtype])
 
     def codes(self) -> Tensor:
         """The integers, int16, in the weight's shape."""
-        return torch.from_numpy(np.concatenate([*self._chunks(), np.zeros(0, np.int16)])).view(self.shape)
-
-    def _chunks(self) -> Iterator[np.ndarray]:
         table = np.array(self.values, np.int16)
+        parts = [table[indices] for indices in self.indices()]
+        return torch.from_numpy(np.concatenate([*parts, np.zeros(0, np.int16)])).view(self.shape)
+
+    def indices(self) -> Iterator[np.ndarray]:
+        """The index of each code among the values, at most CHUNK at a time."""
         for start in range(0, self.weights, CHUNK):  # CHUNK is a multiple of 8: each begins at a whole byte
             count = min(CHUNK, self.weights - start)
             part = self.payload[start * self.bits // 8 : math.ceil((start + count) * self.bits / 8)]
-            yield table[unpack_bits(part, count, self.bits)]
+            yield unpack_bits(part, count, self.bits)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed file that has been verified; ``layers`` decode themselves on demand."""
+    """A verified packed file; ``layers`` decode themselves on demand."""
 
     layers: dict[str, PackedLayer]
     floats: dict[str, tuple[str, tuple[int, ...], memoryview]]  # name -> dtype, shape, bytes
@@ -102,35 +98,31 @@ class Packed:
     header_bytes: int
 
     def report(self) -> Report:
-        """The file's layers as the table that :func:`csq_mini.report` makes of a model."""
+        """The table that :func:`csq_mini.report` makes of a model."""
         layers = [(x.name, "", x.shape, x.planes, x.bits) for x in self.layers.values()]
         values = sum(math.prod(shape) for _, shape, _ in self.floats.values())
         return tabulate(layers, values, sum(len(data) for _, _, data in self.floats.values()))
 
     def __str__(self) -> str:
-        total, rest = self.report().total, sum(len(data) for _, _, data in self.floats.values())
-        payload = sum(len(layer.payload) for layer in self.layers.values())
+        report, payload = self.report(), sum(len(layer.payload) for layer in self.layers.values())
+        total, rest = report.total, report.total.float_bytes
+        kinds = Counter(name.rpartition(".")[2] for name in self.floats)  # such as 21 of running_mean
         built = self.architecture and f"{self.architecture['name']}, {self.architecture['arguments']}"
         return "\n".join([
-            str(self.report()),
+            str(report),
             "",
             f"file: {self.file_bytes} bytes = {payload} of codes + {rest} float + {self.header_bytes} of header",
             f"compression on disk: {total.original_bytes / self.file_bytes:.2f}x (float32 state over this file)",
             f"architecture: {built or 'not known to the library'}"
             + (f"; activations of {len(self.activations)} layers quantized" if self.activations else ""),
-            f"stays float: {_kinds(self.floats) or 'nothing'}",
+            f"stays float: {', '.join(f'{n} of {kind}' for kind, n in kinds.items()) or 'nothing'}",
             f"written by csq-mini {self.library}, format {FORMAT}, recipe {self.recipe or 'not given'}",
             f"sha-256 {self.sha256}",
         ])  # fmt: skip
 
 
-def _kinds(names: Iterable[str]) -> str:
-    """Names counted by what they end in: '21 of running_mean, 1 of bias'."""
-    return ", ".join(f"{n} of {kind}" for kind, n in Counter(name.rpartition(".")[2] for name in names).items())
-
-
 def weight_key(name: str) -> str:
-    """The state_dict's key of a layer's weight."""
+    """Key of a layer's weight in the state_dict."""
     return f"{name}.weight".lstrip(".")
 
 

@@ -1,10 +1,4 @@
-"""Packed files: an exact model in one safetensors file, its integers at the bits they need.
-
-:func:`save_packed` writes the codes of each quantized layer as a dense string of bits, what stays float as it is, and
-the rest as one metadata entry. :func:`load_packed` gives the model back, equal in every bit.
-"""
-
-from __future__ import annotations
+"""Writing packed files, and loading models from them."""
 
 import hashlib
 import json
@@ -28,17 +22,10 @@ from .verify import require, verify_packed
 def save_packed(model: nn.Module, path: str | Path, recipe: Recipe | None = None) -> int:
     """Write a hardened model into one file, whole or not at all; the same model gives the same bytes.
 
-    Args:
-        model: from :func:`csq_mini.harden`, or from :func:`load_packed`.
-        path: of the file; one that is there is replaced.
-        recipe: whose digest the file is to name.
-
-    Returns:
-        Bytes written.
+    The file names the SHA-256 of ``recipe``, if there is one. Returns the number of bytes.
 
     Raises:
-        ValueError: if the model is not hardened, a weight was changed since, or a tensor is of a type that the file
-            cannot hold.
+        ValueError: if the model is not hardened, a weight was changed since, or the file cannot hold a tensor's type.
     """
     model = unwrap(model)
     if has_planes(model):
@@ -49,13 +36,13 @@ def save_packed(model: nn.Module, path: str | Path, recipe: Recipe | None = None
 
 
 def check_packable(model: nn.Module) -> None:
-    """ValueError if a packed file cannot hold a tensor of the model: known before a training, not after it."""
+    """ValueError if a packed file cannot hold a tensor's type: better known before training than after it."""
     for tensor in unwrap(model).state_dict().values():
         _dtype_name(tensor)
 
 
 def pack(model: nn.Module, found: Mapping[str, Scheme], recipe: Recipe | None = None) -> bytes:
-    """The bytes of a packed file: a plain model, of whose layers these are quantized."""
+    """The bytes of a packed file, from a plain model and the schemes of its quantized layers."""
     from safetensors.torch import save
 
     state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
@@ -78,29 +65,24 @@ def pack(model: nn.Module, found: Mapping[str, Scheme], recipe: Recipe | None = 
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of a recipe's fields as sorted JSON."""
     return hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The exact model in a packed file: its outputs equal those of the hardened model in every bit.
+    """The hardened model in a packed file, in evaluation mode; its outputs are equal in every bit.
 
     Args:
         path: of the file.
-        model: a plain model of the same architecture, which gets the weights; None builds one of
-            ``csq.models``, if the file says which.
-
-    Returns:
-        The model, in evaluation mode, with ``csq`` on each quantized layer as after hardening.
+        model: a plain model of the same architecture, to load into; None builds one of ``csq.models``, if the file
+            says which.
 
     Raises:
-        PackedFileError: (a ValueError) for a file that is damaged, foreign or of a newer format, or
-            that does not fit the model; the model is unchanged then.
-        FileNotFoundError, OSError: if it cannot be read.
+        PackedFileError: (a ValueError) if the file is damaged, foreign or of a newer format, or does not fit the
+            model, which then stays as it is.
     """
     packed = verify_packed(path)
     new = _build(packed) if model is None else unwrap(model)
-    _compare(packed, new)  # before anything is decoded: sizes in the file are the model's from here on
+    _compare(packed, new)  # before anything is decoded: from here on, sizes in the file are those of the model
     if model is None:
         new = new.to_empty(device="cpu")
     state = {name: _tensor(*entry) for name, entry in packed.floats.items()}
@@ -113,7 +95,7 @@ def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def _build(packed: Packed) -> nn.Module:
-    """The file's architecture, without memory for its values."""
+    """A model of the file's architecture, on the meta device."""
     known = packed.architecture
     if known is None or known["name"] not in models.MODELS:
         raise PackedFileError(f"its architecture is {'not known' if known is None else repr(known['name'])}: "
@@ -130,27 +112,23 @@ def _build(packed: Packed) -> nn.Module:
 
 
 def _compare(packed: Packed, model: nn.Module) -> None:
-    """Refuse a model that the file does not fit, before anything of it is changed."""
+    """Refuse a model that the file does not fit, before the model is changed."""
     if has_planes(model):
         raise PackedFileError("the model has planes: load into a plain one, as it was before csq.convert")
     there = activation_bits(model)
     require(there == packed.activations, f"does not fit: the file has activations {packed.activations or 'float'}, "
              f"the model {there or 'float'}; call csq.quantize_activations first")  # fmt: skip
-    have = {name: (_dtype_name(t), tuple(t.shape)) for name, t in model.state_dict().items()}
-    want = {name: (dtype, shape) for name, (dtype, shape, _) in packed.floats.items()}
-    want |= {weight_key(name): (layer.dtype, layer.shape) for name, layer in packed.layers.items()}
+    have = {name: f"{_dtype_name(t)} {list(t.shape)}" for name, t in model.state_dict().items()}
+    want = {name: f"{dtype} {list(shape)}" for name, (dtype, shape, _) in packed.floats.items()}
+    want |= {weight_key(name): f"{layer.dtype} {list(layer.shape)}" for name, layer in packed.layers.items()}
     for text, names in (("lacks", want.keys() - have.keys()), ("has, and the file lacks,", have.keys() - want.keys())):
         require(not names, f"does not fit: the model {text} {', '.join(sorted(names)[:3])}")
     for name in want:
-        require(want[name] == have[name], f"does not fit: {name} is {_words(want[name])} in the file and "
-                                           f"{_words(have[name])} in the model")  # fmt: skip
+        problem = f"does not fit: {name} is {want[name]} in the file and {have[name]} in the model"
+        require(want[name] == have[name], problem)
     for name in packed.layers:
         parameters = dict(model.get_submodule(name).named_parameters(recurse=False))
         require("weight" in parameters, f"does not fit: {weight_key(name)} is no parameter of the model")
-
-
-def _words(entry: tuple[str, tuple[int, ...]]) -> str:
-    return f"{entry[0]} {list(entry[1])}"
 
 
 def _dtype_name(tensor: Tensor) -> str:
@@ -167,7 +145,7 @@ def _tensor(dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
 
 
 def _index(codes: Tensor) -> tuple[tuple[int, ...] | range, np.ndarray, int]:
-    """Values, the index of each code among them, and the bits an index takes (reports.stored_bits)."""
+    """Values, the index of each code among them, and the bits that an index takes (report.stored_bits)."""
     flat = codes.reshape(-1).cpu().numpy()
     if not flat.size:
         return range(0, 1), flat.astype(np.uint16), 0

@@ -1,10 +1,4 @@
-"""A packed file, read and checked. Nothing is believed that a file says.
-
-:func:`verify_packed` checks structure, ranges and digest, and decodes a piece at a time, so that memory stays bounded
-by the size of the file.
-"""
-
-from __future__ import annotations
+"""Reading and checking a packed file. Nothing in it is trusted, and its size bounds the memory used."""
 
 import hashlib
 import json
@@ -17,30 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from .format import (
-    CHUNK,
-    DTYPES,
-    FLOATS,
-    FORMAT,
-    KEY,
-    MAX_HEADER,
-    NO_DIGEST,
-    Packed,
-    PackedFileError,
-    PackedLayer,
-    unpack_bits,
-    weight_key,
-)  # fmt: skip
+from .format import DTYPES, FLOATS, FORMAT, KEY, NO_DIGEST, Packed, PackedFileError, PackedLayer, weight_key
+
+FIELDS = {"bits", "dtype", "planes", "shape", "step"}
+MAX_HEADER = 2**24
 
 
 def verify_packed(path: str | Path) -> Packed:
-    """Check a packed file without a model: structure, ranges, digest, and every code.
-
-    Returns:
-        What the file holds.
+    """Read a packed file without a model, and check its structure, ranges, digest and every code.
 
     Raises:
-        PackedFileError: saying what is wrong. FileNotFoundError, OSError: if it cannot be read.
+        PackedFileError: saying what is wrong.
     """
     blob = Path(path).read_bytes()
     try:
@@ -74,13 +55,13 @@ def _parse(blob: bytes) -> Packed:
 
 
 def require(holds: bool, problem: str) -> None:
-    """PackedFileError with this text unless something holds."""
+    """PackedFileError with this text unless the condition holds."""
     if not holds:
         raise PackedFileError(problem)
 
 
 def _object(text: bytes, what: str) -> dict[str, Any]:
-    """A JSON object without duplicate names or numbers that are none."""
+    """A JSON object without duplicate names, its NaN and infinities read as None."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         require(len({k for k, _ in pairs}) == len(pairs), f"its {what} names something twice")
@@ -107,7 +88,7 @@ def _check_digest(blob: bytes, digest: Any) -> None:
 
 
 def _tensors(header: dict[str, Any], payload: memoryview) -> Iterator[tuple[str, tuple[str, tuple[int, ...], Any]]]:
-    """Every tensor of the file; together they cover the payload without gap or overlap."""
+    """Every tensor of the file; together they must cover the payload without gap or overlap."""
     end = 0
     entries = {name: _entry(name, entry) for name, entry in header.items()}
     for name, (dtype, shape, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
@@ -137,11 +118,8 @@ def _shape(name: str, shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-FIELDS = {"bits", "dtype", "planes", "shape", "step"}
-
-
 def _layer(name: str, entry: Any, tensors: dict[str, Any]) -> PackedLayer:
-    """A layer's entry, checked, with its payload taken out of the tensors."""
+    """The layer of a metadata entry, with its payload taken out of ``tensors``."""
     require(isinstance(entry, dict) and FIELDS <= set(entry) and set(entry) - FIELDS in ({"low"}, {"values"}),
              f"layer {name!r} has other fields than the format")  # fmt: skip
     bits, step, planes, dtype = (entry[key] for key in ("bits", "step", "planes", "dtype"))
@@ -172,15 +150,13 @@ def _values(name: str, entry: dict[str, Any], bits: int) -> tuple[int, ...] | ra
 
 
 def _check_codes(layer: PackedLayer) -> None:
-    """Every index has a value, every code fits the planes, and the bits that fill the last byte are 0."""
+    """Require a value for each index, codes that fit the planes, and zeros to fill the last byte."""
     used = np.zeros(2**layer.bits, bool)
     if layer.bits == 0:
         used[0] = layer.weights > 0  # one value for all: nothing to decode, whatever the shape says
     else:
-        for start in range(0, layer.weights, CHUNK):
-            count = min(CHUNK, layer.weights - start)
-            part = layer.payload[start * layer.bits // 8 : math.ceil((start + count) * layer.bits / 8)]
-            used[unpack_bits(part, count, layer.bits)] = True
+        for indices in layer.indices():
+            used[indices] = True
     there = np.flatnonzero(used)
     require(there.size == 0 or there[-1] < len(layer.values), f"layer {layer.name!r} uses a value not in its table")
     sound = all(abs(layer.values[i]) <= layer.limit for i in there)

@@ -1,4 +1,4 @@
-"""``fit``: a float model in, an exactly quantized one out."""
+""":func:`fit` takes a float model and returns an exactly quantized one."""
 
 from __future__ import annotations
 
@@ -28,23 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Result:
-    """What :func:`fit` returns.
+    """What :func:`fit` returns; where the recipe's target is None, ``model`` stays float and ``report`` is None."""
 
-    Attributes:
-        model: hardened and recalibrated; the float model itself if the recipe's target is None.
-        accuracy: the metric of that model on the test split, as a fraction; of the last epoch.
-        history: a row an epoch, see :func:`fit`.
-        report: its layers; None for a float model.
-        recipe: as it was run.
-        seconds: wall time of all training and judging, that before a resume included.
-    """
-
-    model: nn.Module
-    accuracy: float
-    history: pandas.DataFrame
+    model: nn.Module  # hardened and recalibrated
+    accuracy: float  # its metric on the test split
+    history: pandas.DataFrame  # a row for each epoch, see fit
     report: Report | None
     recipe: Recipe
-    seconds: float
+    seconds: float  # wall time of training and judging, before a resume too
 
 
 def fit(
@@ -55,42 +46,32 @@ def fit(
 ) -> Result:  # fmt: skip
     """Train a float model into an exactly quantized one: search, freeze, finetune, recalibrate, harden.
 
-    A copy of the model is trained; the one you give stays as it is. The test split is looked at
-    once, at the end, whatever the epochs before were like.
+    A copy of the model is trained. The test split is used once, at the end. Processes that ``torchrun`` starts train
+    one model together, each on its share of every batch; the first of them writes the files.
 
-    History columns: ``phase``, ``epoch`` (from 1, over all phases), ``step``, ``loss`` (mean over
-    the epoch, penalty included), ``soft`` and ``hard`` (metric on the validation split of the model
-    as it trains, and hardened and recalibrated), ``seconds`` (wall time of the epoch, judging
-    included), ``images_per_second`` (of its training steps, data included), ``beta``, ``bits``, and
-    ``bits/<layer>`` for each.
-
-    Started by ``torchrun`` (see ``processes.py``) all processes train one model, each on its share of every batch, and
-    the first of them writes the files.
+    History columns: ``phase``, ``epoch`` (from 1, over all phases), ``step``, ``loss`` (mean over the epoch, penalty
+    included), ``soft`` and ``hard`` (metric on the validation split: of the model as it trains, and of its hardened,
+    recalibrated copy), ``seconds`` (training and judging), ``images_per_second`` (training alone), ``beta``, ``bits``,
+    and ``bits/<layer>`` for each layer.
 
     Args:
-        model: float, any ``nn.Module`` with layers to convert.
-        data: three splits, see :class:`csq_mini.data.Data`; moved to the device whole.
+        model: any float ``nn.Module`` with layers to convert.
+        data: see :class:`csq_mini.data.Data`.
         recipe: every hyper-parameter.
-        loss: of outputs and targets, a mean over the batch.
-        metric: of outputs and targets, a mean over the batch, larger is better.
-        run_dir: folder for checkpoints, history and result. A run that was killed goes on from its
-            last checkpoint and ends bit-identically; one that is done is read back.
+        loss, metric: functions of outputs and targets, each a mean over the batch; a larger metric is better.
+        run_dir: folder for checkpoints, history and result. A run that was killed continues from its last checkpoint
+            and ends bit-identically; one that is done is read back.
         device: None takes the first GPU if there is one, else the CPU.
-        bfloat16: whether training steps run under bfloat16 autocast; they are always judged in float32. None does so
-            on a GPU. Part of a run's identity.
+        bfloat16: whether to train under bfloat16 autocast (judging stays in float32); None does so on a GPU. A resumed
+            run must use the same.
         progress: whether to show a progress bar.
-        tensorboard: whether to write the history's numbers to ``run_dir`` as TensorBoard events.
-
-    Returns:
-        A :class:`Result`.
+        tensorboard: whether to write the history to ``run_dir`` as TensorBoard events too.
 
     Raises:
-        ValueError: for a target that cannot be reached, a model that is converted already, or does
-            not fit the data's inputs or classes, a folder that holds something else, or a run of
-            another model, data, recipe or version, or that another process is using.
-        torch.OutOfMemoryError: on a GPU too small, with what to lower; the last checkpoint stays.
-
-    Source: CSQ (arXiv 2212.02770), the training procedure.
+        ValueError: if the target cannot be reached, the model is converted already or does not fit the data, or
+            ``run_dir`` holds something else.
+        OSError: if ``run_dir`` cannot be written to, or another process is using it.
+        torch.OutOfMemoryError: with what to lower; the last checkpoint stays.
     """
     if tensorboard and run_dir is None:
         raise ValueError("tensorboard=True needs a run_dir to write to")
@@ -103,7 +84,7 @@ def fit(
         trainer = Trainer(own, data.to(device), recipe, loss=loss, metric=metric, bfloat16=half)
         if run_dir is None:
             return _run(trainer, None, progress)
-        # Claimed only now that nothing of the above was refused.
+        # Claimed only now that all of the above is accepted.
         with RunFolder(run_dir, fingerprint(model), data, recipe, half, tensorboard) as folder:
             return _run(trainer, folder, progress)
     except torch.OutOfMemoryError as error:
@@ -116,10 +97,13 @@ def fit(
 
 def _run(trainer: Trainer, folder: RunFolder | None, progress: bool) -> Result:
     """Train to the end, from the last checkpoint if there is one."""
+    from tqdm.auto import tqdm
+
     torch.manual_seed(trainer.recipe.seed)
     if folder and (saved := folder.load()):
         trainer.load_state_dict(saved)
-    with _bar(trainer, progress) as bar:
+    hidden = not progress or parallel.rank() > 0
+    with tqdm(total=trainer.steps_total, initial=trainer.steps_done, disable=hidden, unit="step") as bar:
         trainer.on_step = lambda: _after_step(trainer, folder, bar)
         trainer.on_epoch = lambda entry: _after_epoch(trainer, folder, bar, entry)
         while not trainer.done:
@@ -155,10 +139,3 @@ def _finish(trainer: Trainer, folder: RunFolder | None) -> Result:
     if folder:
         folder.write_result(model, test, table, trainer.recipe)
     return Result(model.eval(), test, pandas.DataFrame(trainer.history), table, trainer.recipe, seconds)
-
-
-def _bar(trainer: Trainer, progress: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    hidden = not progress or parallel.rank() > 0
-    return tqdm(total=trainer.steps_total, initial=trainer.steps_done, disable=hidden, unit="step")

@@ -1,6 +1,4 @@
-"""How a model is judged: a metric over a split of the data."""
-
-from __future__ import annotations
+"""Judging a model: a metric over a split of the data."""
 
 from collections.abc import Callable
 
@@ -13,24 +11,24 @@ from ..data import Data
 Loss = Callable[[Tensor, Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], "Tensor | float"]
 
-JUDGE_BATCH = 512  # images a batch where nothing is trained
+JUDGE_BATCH = 512  # images in a batch where nothing is trained
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share of rows of ``outputs`` ``[batch, classes]`` whose largest entry is the target's."""
+    """Share of the rows of ``outputs`` ``[batch, classes]`` whose largest entry is at the target."""
     return (outputs.argmax(1) == targets).float().mean()
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data, split: str = "test", metric: Metric = accuracy) -> float:
-    """The metric of a model, put into evaluation mode, over a whole split of the data."""
+    """The metric over a whole split of the data; puts the model into evaluation mode."""
     model.eval()
     scores = [(metric(model(x), y), len(y)) for x, y in data.batches(split, JUDGE_BATCH)]
     return sum(float(score) * count for score, count in scores) / sum(count for _, count in scores)
 
 
 def check_fit(model: nn.Module, data: Data, loss: Loss) -> None:
-    """Refuse, before anything is trained or written, a model that does not take the data's inputs and classes."""
+    """ValueError if a model does not take the data's inputs and classes, before anything is trained or written."""
     x, _ = next(data.batches("valid", 2))
     try:
         with torch.no_grad():

@@ -1,11 +1,9 @@
-"""Training by several processes at once: the result of one process, up to the order of its sums.
+"""Training in several processes at once: the result of one process, up to the order of its sums.
 
-Each process takes an equal share of every batch. Gradients are averaged by torch's DistributedDataParallel, and batch
-norm takes its statistics over the whole batch (torch's own SyncBatchNorm does so on GPUs only). ``torchrun`` starts
-the processes and sets the environment that :func:`join` reads. In a process on its own nothing here changes anything.
+Each process takes an equal share of every batch. DistributedDataParallel averages the gradients, and batch norm takes
+its statistics over the whole batch (torch's SyncBatchNorm does so on GPUs only). ``torchrun`` starts the processes and
+sets the environment that :func:`join` reads. A process on its own sees no difference.
 """
-
-from __future__ import annotations
 
 import os
 import types
@@ -34,9 +32,9 @@ def count() -> int:
 
 @contextmanager
 def join(device: str | None = None) -> Iterator[torch.device | None]:
-    """Joins the processes that torchrun started, for as long as it is open; yields the device to use.
+    """Join the processes of torchrun, if it started this one; yields the device to use.
 
-    NCCL connects GPUs, one to a process; gloo connects CPUs. Outside torchrun it yields ``device``.
+    NCCL connects GPUs, one for each process; gloo connects CPUs.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or count() > 1:
         yield torch.device(device) if device else None
@@ -53,7 +51,7 @@ def join(device: str | None = None) -> Iterator[torch.device | None]:
 
 
 def share(size: int) -> slice:
-    """This process's part of a batch of ``size`` images; ValueError if it cannot be cut into equal parts."""
+    """This process's part of a batch of ``size`` images; ValueError if there are no equal parts."""
     if size % count():
         raise ValueError(f"a batch of {size} images cannot be shared equally by {count()} processes: "
                          f"use a batch_size that is a multiple of {count()}")  # fmt: skip
@@ -69,7 +67,6 @@ def mean_(value: Tensor) -> Tensor:
 
 
 def wait() -> None:
-    """Wait until every process has come here."""
     if count() > 1:
         dist.barrier()
 
@@ -88,7 +85,7 @@ def sync(model: nn.Module) -> None:
     """Make every batch norm take its statistics over all processes, until :func:`unsync`."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            # nn.Module calls what it finds as forward: a method of the instance comes before that of the class.
+            # nn.Module calls self.forward: an instance's attribute comes before the class's method.
             module.forward = types.MethodType(_synced_forward, module)  # type: ignore[method-assign]
 
 
@@ -101,7 +98,7 @@ def unsync(model: nn.Module) -> nn.Module:
 
 
 def _synced_forward(norm: _BatchNorm, input: Tensor) -> Tensor:
-    """Batch norm over the shares of all processes, which are equal: the average of their means is the batch's mean."""
+    """Batch norm over all processes; as their shares are equal, the average of their means is the batch's mean."""
     if not norm.training:
         return type(norm).forward(norm, input)
     dims = [d for d in range(input.ndim) if d != 1]
@@ -117,7 +114,7 @@ def _synced_forward(norm: _BatchNorm, input: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _remember(norm: _BatchNorm, mean: Tensor, var: Tensor, values: int) -> None:
-    """Update the running statistics as torch's batch norm does; ``values`` is how many each mean was taken over."""
+    """Update the running statistics as torch does; ``values`` is how many values each mean was taken over."""
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked += 1
@@ -127,7 +124,7 @@ def _remember(norm: _BatchNorm, mean: Tensor, var: Tensor, values: int) -> None:
 
 
 class Average(torch.autograd.Function):
-    """The mean of a tensor over all processes; its gradient, too, is the mean over all of them."""
+    """The mean of a tensor over all processes, whose gradient is the mean over all of them too."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""The folder of a run: what it holds is written whole or not at all, and only read back if it fits.
+"""The folder of a run. Its files are written whole or not at all, and read back only by the same run.
 
-    run.json         what is run: recipe, model, data, format version
+    run.json         recipe, model, data, format version
     checkpoint.pt    state after some step: model, optimizer, random numbers, history so far
-    history.jsonl    a line an epoch
+    history.jsonl    a line for each epoch
     result.json      accuracy on the test split, and totals
-    model.safetensors    the hardened model, packed (csq.load_packed); of a float run model.pt, its state_dict
+    model.safetensors    the hardened model, packed (csq.load_packed); for a float run model.pt, its state_dict
 """
 
 from __future__ import annotations
@@ -14,30 +14,27 @@ import json
 import os
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
+from ..data import Data
 from ..files import write_json, write_whole
 from ..packed.save import save_packed
 from ..planes import unwrap
+from ..recipes import Recipe
+from ..report import Report
 from . import processes as parallel
 
-if TYPE_CHECKING:
-    from ..data import Data
-    from ..recipes import Recipe
-    from ..report import Report
-
 FORMAT = 3
-STATE = {"phase", "step", "history", "loss", "seconds", "images", "model", "optimizer", "rng"}
-"""What a checkpoint holds, beside the run it belongs to."""
+STATE = {"phase", "step", "history", "loss", "seconds", "images", "model", "optimizer", "rng"}  # in a checkpoint
 
 
 def get_rng_state() -> dict[str, Any]:
-    """State of every global random generator a training may draw from, as tensors and numbers."""
+    """State of every global random generator that training may use, as tensors and numbers."""
     name, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -48,32 +45,20 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what :func:`get_rng_state` took."""
+    """Restore what :func:`get_rng_state` returned."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate(state["python"])
 
 
 class RunFolder:
-    """Claims a folder for a run, or reopens the one it is: ``with RunFolder(...) as folder:``.
+    """A new, empty or resumed run's folder, locked against other processes: ``with RunFolder(...) as folder:``.
 
-    While it is open no other process can claim the folder. Of several processes that train together
-    (``processes.py``) only the first writes.
-
-    Args:
-        path: a folder that does not exist, is empty, or holds this very run.
-        model: the :func:`fingerprint` of the float model.
-        data, recipe, bfloat16: of the run.
-        tensorboard: whether :meth:`write_history` also writes events.
-
-    Raises:
-        ValueError: if the folder is not empty and no run, or a run of something else.
-        OSError: if it cannot be made or written to, or another run is using it.
-        ImportError: if TensorBoard is wanted and not installed.
+    ``model`` is the :func:`fingerprint` of the float model. Where several processes train together, only the first
+    writes. Raises ValueError if the folder holds something else, OSError if it cannot be written to or is in use.
     """
 
     def __init__(
@@ -81,6 +66,7 @@ class RunFolder:
         bfloat16: bool = False, tensorboard: bool = False,
     ):  # fmt: skip
         self.path = Path(path)
+        self.writes = parallel.rank() == 0  # the other processes only read
         self.make_writer = _event_writer() if tensorboard else None
         self.run: dict[str, Any] = {
             "format": FORMAT,
@@ -89,7 +75,7 @@ class RunFolder:
             "bfloat16": bfloat16,
             "data": f"{data.name}, {' + '.join(str(len(s[1])) for s in (data.train, data.valid, data.test))}",
         }
-        self.lock = FileLock(self.path / ".lock", timeout=0)  # a process that ends, however it ends, lets go of it
+        self.lock = FileLock(self.path / ".lock", timeout=0)  # released when the process ends, however it ends
         self.events: Any = None
         self.written = 0  # entries of the history already written as events
 
@@ -112,11 +98,6 @@ class RunFolder:
     def __exit__(self, *error: object) -> None:
         self.lock.release()
 
-    @property
-    def writes(self) -> bool:
-        """Whether this process is the one that writes."""
-        return parallel.rank() == 0
-
     def _claim(self) -> None:
         if not self.writes:
             parallel.wait()  # until the first process has claimed it
@@ -130,11 +111,7 @@ class RunFolder:
             parallel.wait()
 
     def load(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None if there is none yet.
-
-        Raises:
-            ValueError: if it is damaged or of another format.
-        """
+        """The last checkpoint, or None if there is none yet; ValueError if it is damaged or of another run."""
         file = self.path / "checkpoint.pt"
         if not file.exists():
             return None
@@ -150,13 +127,12 @@ class RunFolder:
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint by this state."""
-        if not self.writes:
-            return
-        write_whole(self.path / "checkpoint.pt", lambda file: torch.save({"run": self.run, **state}, file))
+        """Replace the checkpoint with this state."""
+        if self.writes:
+            write_whole(self.path / "checkpoint.pt", lambda file: torch.save({"run": self.run, **state}, file))
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
-        """Replace the history; new entries go to TensorBoard too."""
+        """Replace the history, and send its new entries to TensorBoard."""
         if not self.writes:
             return
         text = "".join(json.dumps(entry) + "\n" for entry in history)
@@ -170,7 +146,7 @@ class RunFolder:
             self.written = len(history)
 
     def write_result(self, model: nn.Module, accuracy: float, report: Report | None, recipe: Recipe) -> None:
-        """Write the hardened model as a packed file, or a float model's state_dict, and what it came to."""
+        """Write the hardened model as a packed file, or a float model's state_dict, and the totals."""
         if not self.writes:
             return
         if report:
@@ -194,15 +170,14 @@ class RunFolder:
             raise PermissionError(f"no permission to write to {self.path}: give another run_dir")
 
     def _compare(self, there: dict[str, Any]) -> None:
-        if there.get("format") != FORMAT:
-            version = there.get("format")
+        version = there.get("format")
+        if version != FORMAT:
             raise ValueError(f"{self.path} holds a run of format {version}, this reads {FORMAT}: give another run_dir")
-        flat_there: dict[str, Any] = {**there, **there["recipe"]}
-        flat_asked: dict[str, Any] = {**self.run, **self.run["recipe"]}
+        there, here = {**there, **there["recipe"]}, {**self.run, **self.run["recipe"]}
         wrong = [
-            f"{key} is {flat_there.get(key)!r} there and {value!r} here"
-            for key, value in flat_asked.items()
-            if key != "recipe" and flat_there.get(key) != value
+            f"{key} is {there.get(key)!r} there and {value!r} here"
+            for key, value in here.items()
+            if key != "recipe" and there.get(key) != value
         ]
         if wrong:
             raise ValueError(f"{self.path} holds another run: {'; '.join(wrong)}. Give another run_dir")
@@ -221,10 +196,7 @@ def _damaged(file: Path, why: str) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Class, architecture and initial weights of a model in one line, to tell whether a run is the same.
-
-    A run that is to be resumed must begin from the same weights: seed their initialisation.
-    """
+    """Class, architecture and initial weights in one line, to recognise a run: seed the weights of one to resume."""
     shapes, values = hashlib.sha256(), hashlib.sha256()
     for key, t in sorted(unwrap(model).state_dict().items()):
         shapes.update(f"{key} {tuple(t.shape)} {t.dtype}".encode())

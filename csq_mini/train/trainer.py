@@ -1,6 +1,4 @@
-"""One training, a step at a time: search, freeze, finetune. :func:`csq_mini.fit`, labs and benchmarks all run it."""
-
-from __future__ import annotations
+"""The training loop, a step at a time: search, freeze, finetune."""
 
 import math
 import time
@@ -33,7 +31,7 @@ def rate_at(step: int, steps: int, warmup: float) -> float:
 
 @dataclass
 class Progress:
-    """Where a training stands: the next step to take, within its phase."""
+    """Which step comes next: its phase and its number in the phase."""
 
     phase: int = 0
     step: int = 0
@@ -41,19 +39,15 @@ class Progress:
 
 @dataclass
 class Meter:
-    """What is counted over an epoch."""
+    """What an epoch counts."""
 
     loss: Tensor  # sum over the steps, penalties included; stays on the device, so that no step waits
     seconds: float = 0.0
     images: int = 0
-    since: float | None = None  # when the steps under way began
+    since: float | None = None  # when the clock was last started
 
     def settle(self, recipe: Recipe) -> None:
-        """Wait for the device, share the loss among the processes, stop the clock.
-
-        Raises:
-            ValueError: if the loss is infinite or not a number.
-        """
+        """Wait for the device, share the loss among the processes, stop the clock; ValueError if the loss ran away."""
         if not torch.isfinite(parallel.mean_(self.loss)):
             raise ValueError(f"the loss became {float(self.loss)}: check that the inputs are finite, or lower lr "
                              f"({recipe.lr}) or logit_lr ({recipe.logit_lr})")  # fmt: skip
@@ -62,7 +56,7 @@ class Meter:
 
 
 class Trainer:
-    """Trains a float model as a recipe says, in place.
+    """Train a float model in place, as a recipe says. Raises ValueError as :func:`csq_mini.fit` does.
 
         trainer = Trainer(model, data, recipe)
         while not trainer.done:
@@ -70,14 +64,11 @@ class Trainer:
         exact = trainer.hardened()
 
     Attributes:
-        model, data, recipe, budget, optimizer: what trains; ``budget`` is None for float weights.
-        history: a dict an epoch, as :func:`csq_mini.fit` explains.
-        temperature: None goes by the recipe's schedule; a number holds it there.
-        rate: share of the peak learning rate, of (step, steps, warm-up steps).
+        model, data, recipe, budget, optimizer: the parts; ``budget`` is None for float weights.
+        history: a dict for each epoch, as :func:`csq_mini.fit` explains.
+        temperature: None follows the recipe's schedule; a number holds it there.
+        rate: function of (step, steps, warm-up steps): the learning rate as a share of its peak.
         on_step, on_epoch: called after each step, and with each epoch's entry of the history.
-
-    Raises:
-        ValueError: as :func:`csq_mini.fit` does.
     """
 
     def __init__(
@@ -98,7 +89,7 @@ class Trainer:
             self.phases = [("search", recipe.search_epochs), ("finetune", recipe.finetune_epochs)]
         self.epoch_steps = max(len(data.train[0]) // recipe.batch_size, 1)
         self.progress, self.meter = Progress(), Meter(torch.zeros((), device=next(model.parameters()).device))
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: Any = None  # torch.optim.SGD, from the first step of a phase on
         self.net = model  # what a step calls: the model, or its DDP wrapper
         self.history: list[dict[str, Any]] = []
         self.temperature: float | None = None
@@ -107,7 +98,7 @@ class Trainer:
         self.on_epoch: Callable[[dict[str, Any]], Any] | None = None
 
     def retarget(self, target: float) -> None:
-        """Steer to another target from the next step on; the masks go on from where they are."""
+        """Steer to another target from the next step on, with the masks as they are."""
         if self.budget and self.budget.frozen:
             raise ValueError("the masks are frozen, and with them the precision: start a new search")
         r = self.recipe
@@ -115,12 +106,12 @@ class Trainer:
 
     @property
     def phase(self) -> str:
-        """Of the step last taken, or of the first: "search", "finetune", or "float"."""
+        """Phase of the last step taken, at first that of the next: "search", "finetune" or "float"."""
         return self.phases[self.progress.phase][0]
 
     @property
     def steps(self) -> int:
-        """Steps of the phase."""
+        """Steps in the phase."""
         return self.phases[self.progress.phase][1] * self.epoch_steps
 
     @property
@@ -131,7 +122,7 @@ class Trainer:
 
     @property
     def steps_total(self) -> int:
-        """Steps of all phases."""
+        """Steps in all phases."""
         return sum(epochs for _, epochs in self.phases) * self.epoch_steps
 
     @property
@@ -140,17 +131,12 @@ class Trainer:
         return self.steps_done == self.steps_total
 
     def step(self, batch: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """One training step, with the freeze before it when the search is over; nothing in it waits for the device.
+        """Take one training step, after the freeze if the search is over, without waiting for the device.
 
-        Args:
-            batch: inputs and targets; None draws those of the recipe's order.
-
-        Returns:
-            The loss without the penalty, 0-dim.
+        ``batch`` is inputs and targets; None draws the next of the recipe. Returns the loss without the penalty, 0-dim.
         """
         self._begin()
         r, at, optimizer = self.recipe, self.progress, self.optimizer
-        assert optimizer is not None
         x, y = batch or self.data.training_batch(r.batch_size, r.seed, self.steps_done, self.share)
         rate = self.rate(at.step, self.steps, r.warmup_epochs * self.epoch_steps)
         for group in optimizer.param_groups:
@@ -178,21 +164,19 @@ class Trainer:
         return temperature(self.progress.step / max(self.steps, 1), self.recipe.beta_start, self.recipe.beta_end)
 
     def _begin(self) -> None:
-        """What falls due before a step: the next phase, the freeze, a new optimizer."""
+        """Do what is due before a step: the next phase, the freeze, a new optimizer."""
         if self.done:
             raise ValueError("the training is done: trainer.hardened() is its result")
-        if self.meter.since is None:
-            self.meter.since = time.perf_counter()
-        if self.optimizer is not None and self.progress.step < self.steps:
-            return
+        self.meter.since = self.meter.since or time.perf_counter()
         while self.progress.step == self.steps:
-            self.progress = Progress(self.progress.phase + 1)
-        if self.budget and self.phase == "finetune" and not self.budget.frozen:
-            self.budget.freeze()
-        self._prepare()
+            self.progress, self.optimizer = Progress(self.progress.phase + 1), None
+        if self.optimizer is None:
+            if self.budget and self.phase == "finetune" and not self.budget.frozen:
+                self.budget.freeze()
+            self._prepare()
 
     def _prepare(self) -> None:
-        """What must be made anew after a freeze: the optimizer, and the wrapper of several processes."""
+        """Make what a freeze makes obsolete: the optimizer, and the wrapper of several processes."""
         r = self.recipe
         groups = parameter_groups(self.model, r.lr, r.logit_lr, r.weight_decay)
         for group in groups:
@@ -229,14 +213,14 @@ class Trainer:
         return entry
 
     def hardened(self) -> nn.Module:
-        """A hardened copy of the model as it is, its batch norm recalibrated as the recipe says."""
+        """A hardened copy of the model, its batch norm recalibrated as the recipe says."""
         hard, count = parallel.unsync(harden(self.model)), self.recipe.recalibration_batches
         # Augmented: with statistics of images as they are, a ResNet-20 trained on padded crops lost four points.
         images = islice(self.data.batches("train", JUDGE_BATCH, self.recipe.seed), count)
         return recalibrate(hard, images) if count else hard
 
     def state_dict(self) -> dict[str, Any]:
-        """All that :meth:`load_state_dict` needs to go on bit-identically, global random numbers included."""
+        """What :meth:`load_state_dict` needs to continue bit-identically, global random numbers included."""
         self.meter.settle(self.recipe)
         return {
             "phase": self.progress.phase, "step": self.progress.step, "history": self.history,
@@ -246,11 +230,7 @@ class Trainer:
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave, of a trainer made of the same model, data and recipe.
-
-        Raises:
-            RuntimeError: if this trainer has frozen its masks and that one had not.
-        """
+        """Continue from the state of a trainer like this one; RuntimeError if only this one's masks are frozen."""
         self.progress, self.history = Progress(state["phase"], state["step"]), list(state["history"])
         self.meter.loss.copy_(state["loss"])
         self.meter.seconds, self.meter.images, self.meter.since = state["seconds"], state["images"], None
@@ -259,7 +239,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if 0 < self.progress.step < self.steps:
             self._prepare()
-            self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[union-attr]
+            self.optimizer.load_state_dict(state["optimizer"])
         else:
             self.optimizer = None  # the next step makes a new one
         set_rng_state(state["rng"])
