@@ -116,6 +116,23 @@ def test_the_model_itself_still_runs_beside_an_old_wrapper(alone):
     assert torch.equal(csq.harden(old)(X), model(X))
 
 
+# Compiled
+
+
+def test_a_model_compiled_before_the_freeze_goes_on_after_it():
+    model = converted(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    fast = torch.compile(model, fullgraph=True, backend="aot_eager")
+    train_a_step(fast)
+    csq.Budget(fast, 3.0).freeze()
+    shake(model)
+    grads = []
+    for which in (fast, model):
+        model.zero_grad()
+        train_a_step(which)
+        grads.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) and b.any() for a, b in zip(*grads, strict=True))
+
+
 # Averaged copies (EMA, SWA)
 
 

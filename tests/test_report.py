@@ -125,6 +125,7 @@ def test_html_is_a_table_with_every_layer_and_the_totals():
     assert all(line in html for line in report.summary())
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("shape", [(0, 3), (3, 3)])
 def test_a_model_of_nothing_or_of_zeros_has_a_report(shape):
     layer = converted(nn.Linear(shape[1], shape[0]))

@@ -133,8 +133,9 @@ def test_batches_of_ones_own_can_be_given():
         torch.manual_seed(step)
         own.step(data.training_batch(32, 0, step))
     assert same_state(own.model, trainer.model)
-    before = copy.deepcopy(own.model.state_dict())
+    before, images = copy.deepcopy(own.model.state_dict()), own.meter.images
     own.step((x[:5], y[:5]))  # of another size, in the finetune
+    assert (images, own.meter.images) == (8 * 32, 8 * 32 + 5)
     assert own.phase == "finetune" and not same_state(own.model.state_dict(), before)
 
 

@@ -151,7 +151,7 @@ class Trainer:
         total.backward()
         optimizer.step()
         self.meter.loss += total.detach()
-        self.meter.images += min(r.batch_size, len(self.data.train[1]))
+        self.meter.images += len(y) * parallel.count()
         at.step += 1
         if self.on_step:
             self.on_step()
