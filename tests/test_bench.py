@@ -13,7 +13,7 @@ import csq_mini as csq
 
 def test_the_library_saves_nothing_and_a_plain_layer_would():
     layers = list(layers_of(converted()).values())
-    csq.set_temperature(layers[0], 2.0)
+    layers[0].set_beta(2.0)
     assert bench.saved_bytes(layers) == 0
 
     class Plain(nn.Module):
@@ -21,38 +21,40 @@ def test_the_library_saves_nothing_and_a_plain_layer_would():
             super().__init__()
             self.p = nn.Parameter(torch.randn(8, 100))
 
-        @property
-        def weight(self):
+        def forward(self):
             return torch.sigmoid(self.p).sum(0)
 
     assert bench.saved_bytes([Plain()]) == 8 * 100 * 4
 
 
-def test_state_of_a_resnet20_step_meets_its_bound():
+def test_state_of_a_resnet20_step_meets_its_bounds():
     figures = bench.memory()
-    assert figures["bound_bytes_per_weight"] == 192 == 8 * 2 * 3 * 4
-    assert 192 <= figures["state_bytes_per_weight"] < 192.1  # masks and scales on top
-    assert figures["saved_beyond_parameters_bytes"] == 0
-
-
-def test_a_benchmark_step_trains():
-    for phase in ("float", "search", "finetune"):
-        step = bench.TrainingStep(phase, batch=2)
-        before = {k: v.clone() for k, v in step.model.named_parameters()}
-        step()
-        assert any(not torch.equal(before[k], v) for k, v in step.model.named_parameters())
-        assert bool(step.budget) == (phase != "float") and step.count == 1
-        assert not step.budget or step.budget.frozen == (phase == "finetune")
-
-
-def test_ratio_is_the_median_of_interleaved_pairs(monkeypatch):
-    real = bench.TrainingStep
-    monkeypatch.setattr(bench, "TrainingStep", lambda phase, batch=2: real(phase, 2))
-    figures = bench.steps(pairs=3)
-    assert figures["pairs"] == 3 and figures["float_step_s"] > 0
+    assert figures["search_bound_bytes_per_weight"] == 192 == 8 * 2 * 3 * 4
+    assert figures["finetune_bound_bytes_per_weight"] == pytest.approx(192 * 2 / 8, abs=0.1)  # at two of eight planes
     for phase in ("search", "finetune"):
-        low, high = figures[f"{phase}_ratio_quartiles"]
-        assert 0 < low <= figures[f"{phase}_ratio"] <= high
+        bound = figures[f"{phase}_bound_bytes_per_weight"]
+        assert bound <= figures[f"{phase}_bytes_per_weight"] < bound + 0.1  # masks and scales on top
+        assert figures[f"{phase}_saved_beyond_parameters_bytes"] == 0
+
+
+@pytest.mark.parametrize("phase", ["float", "search", "finetune"])
+def test_a_benchmark_step_trains(phase):
+    trainer = bench.trainer(phase, batch=2)
+    step = bench.one_step(trainer)
+    step()
+    before = {k: v.clone() for k, v in trainer.model.named_parameters()}
+    step()
+    assert any(not torch.equal(before[k], v) for k, v in trainer.model.named_parameters())
+    assert bool(trainer.budget) == (phase != "float") and trainer.phase == phase
+    assert not trainer.budget or trainer.budget.frozen == (phase == "finetune")
+
+
+def test_ratios_are_medians_of_interleaved_pairs():
+    figures = bench.steps(pairs=3, batch=2)
+    assert figures["pairs"] == 3 and figures["float_step_s"] > 0
+    for name in ("search", "finetune", "bfloat16_float", "bfloat16_search"):
+        low, high = figures[f"{name}_ratio_quartiles"]
+        assert 0 < low <= figures[f"{name}_ratio"] <= high
 
 
 def test_where_names_hardware_and_versions():

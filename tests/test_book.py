@@ -196,7 +196,7 @@ def test_the_tiny_site_shows_formula_address_times_and_colab(tiny_site):
     assert f"colab.research.google.com/github/{name}/blob/{CONFIG['repository']['branch']}/book/page" in page
     index = re.sub("<[^>]+>", "", (tiny_site / "_build/html/book/index.html").read_text("utf8"))
     assert f"git clone {facts.address()}" in index
-    assert "Made with torch" in index and re.search(r"A page\s+\d+\.\d\s+all 1 pages", index)
+    assert "Made with csq-mini" in index and re.search(r"A page\s+\d+\.\d\s+all 1 pages", index)
 
 
 def numbers_on(file):

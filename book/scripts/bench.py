@@ -222,6 +222,10 @@ def table(folder: Path) -> str:
             f"| {step[f'{phase}_bytes_per_weight']:.1f} | {step[f'{phase}_bound_bytes_per_weight']:.1f} |"
             for phase in ("search", "finetune")
         ),
+        f"| float step / float step in bfloat16, median (quartiles) | {step['bfloat16_float_ratio']:.2f} "
+        "({:.2f} to {:.2f}) | |".format(*step["bfloat16_float_ratio_quartiles"]),
+        f"| search step / search step in bfloat16, median (quartiles) | {step['bfloat16_search_ratio']:.2f} "
+        "({:.2f} to {:.2f}) | |".format(*step["bfloat16_search_ratio_quartiles"]),
         f"| saved for backward beyond parameters, bytes | {step['search_saved_beyond_parameters_bytes']} | 0 |",
         f"| one digits run, {cross['where']['threads']} threads, seconds | {cross['one_run_s']:.1f} | at most 25 |",
         "",
