@@ -108,15 +108,9 @@ class Budget:
         The other planes are gone: ``q`` is None, and ``p`` and ``n`` are new and shorter. Make the optimizer, the DDP
         wrapper and EMA copies again after this; the old ones raise an error when they are next used.
 
-        Args:
-            like: a state_dict saved after a freeze, whose numbers of planes are taken, so that it can be loaded next.
-
-        Returns:
-            Planes kept by layer name.
-
-        Raises:
-            ValueError: if the masks are frozen already, a layer has diverged to NaN or infinity, or ``like`` is of
-                another model, not frozen, or above the target.
+        ``like`` is a state_dict saved after a freeze; its numbers of planes are taken, so that it can be loaded next.
+        Returns the planes kept by layer name. ValueError if the masks are frozen already, a layer has diverged to NaN
+        or infinity, or ``like`` does not fit.
         """
         if any(planes.frozen for planes in self.layers.values()):
             raise ValueError("the masks are frozen already; convert a fresh model to search again")

@@ -1,10 +1,8 @@
-"""The relaxed weight, a sum of gated bit planes, and the module that holds the planes of one weight.
-
-Source: CSQ (arXiv 2212.02770), the bi-level relaxation: gates on the bits of a weight and on the planes of a layer.
-"""
+"""The planes of one weight, in a module of their own: they give the weight, are frozen, and are found in a model."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,79 +10,13 @@ from torch import Tensor, nn
 
 from .bits import at_least_float32, integer_to_planes, place_values, quantization_scale, round_to_grid, unit_step
 from .check import Retired, check_finite, other_phase, refuse_old_wrapper
-from .gates import LOGIT, gate
+from .gates import LOGIT
+from .relaxed import CHUNK, AllWeights, PlaneSum, gain
 
 DROPPED, LEARNED, FILLED = 0, 1, 2
 """What the ``mask`` of a frozen layer says of a plane."""
 
-CHUNK = 2**17  # weights computed at a time, so that what is needed in passing stays small
 SCALES = [2 ** (-part / 8) for part in range(8)]  # that a freeze tries: eight within an octave
-
-
-def gain(beta: float, frozen: bool) -> float:
-    """What a step is multiplied by, so that the weight of a new layer is the same at every temperature.
-
-    All logits start at +-0.5. At a finite temperature an open bit then counts f(0.5) - f(-0.5) = tanh(beta / 4), and
-    an open mask f(0.5). Dividing by both leaves the network as it was, with or without batch norm. A frozen mask is
-    constant and needs no gain. Continuous sparsification (arXiv 1912.04427) divides likewise.
-    """
-    open_bit = math.tanh(beta * LOGIT / 2)
-    return 1 / open_bit if frozen else (1 + math.exp(-beta * LOGIT)) / open_bit
-
-
-class PlaneSum(torch.autograd.Function):
-    """The relaxed weight, flat ``[numel]``, in one pass that stores nothing but its own inputs.
-
-    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once ``q`` is None. The sum comes
-    first, in float32 at least: with hard gates it is an integer, and one product makes it a weight. The backward pass
-    computes the gates again, because keeping them would take 64 bytes a weight.
-    """
-
-    @staticmethod
-    def forward(
-        p: Tensor, n: Tensor, q: Tensor | None, scale: Tensor, place: Tensor,
-        beta: Tensor | float, gain: Tensor | float, planes: int,
-    ) -> Tensor:  # fmt: skip
-        scale, place = at_least_float32(scale, place)  # [], [rows]
-        with no_autocast(p):
-            worth = place if q is None else place * gate(at_least_float32(q)[0], beta)
-            parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1)) if p.shape[1] > CHUNK else [(p, n)]
-            wide = (at_least_float32(*part) for part in parts)  # [rows, CHUNK] twice
-            sums = [torch.mv(gate(a, beta).sub_(gate(b, beta)).t(), worth) for a, b in wide]
-            return unit_step(scale, planes) * gain * (torch.cat(sums) if len(sums) > 1 else sums[0])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, beta, gain, ctx.planes = inputs
-        ctx.hard = isinstance(beta, float)  # else beta and gain are tensors, saved with the rest
-        ctx.save_for_backward(*tensors, *(() if ctx.hard else (beta, gain)))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        p, n, q, scale, place, *at = ctx.saved_tensors
-        kinds, grad_q = (p.dtype, scale.dtype), None
-        beta, slope, gain = (math.inf, 0.0, 1.0) if ctx.hard else (at[0], *at)
-        p, n, scale, place = at_least_float32(p, n, scale, place)
-        with no_autocast(p):
-            m = 1.0 if q is None else gate(at_least_float32(q)[0], beta)
-            f, g = gate(p, beta), gate(n, beta)
-            worth, unit = place * m, unit_step(gain, ctx.planes)
-            inner = torch.mv(f, grad) - torch.mv(g, grad)  # [rows]: the gradient along each plane
-            column = (scale * unit * slope) * worth  # times f (1 - f) it is the slope of the weight by p
-            if q is not None:
-                grad_q = (column * inner * (1 - m)).to(q.dtype)
-            grad_scale = unit * (worth @ inner)
-            # Large tensors change in place: new ones cost more than the sums.
-            grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column.view(-1, 1))
-            grad_n = g.addcmul_(g, g, value=-1).mul_(grad).mul_(-column.view(-1, 1))
-        grads = grad_p.to(kinds[0]), grad_n.to(kinds[0]), grad_q, grad_scale.to(kinds[1])
-        return *grads, None, None, None, None
-
-
-def no_autocast(t: Tensor) -> AbstractContextManager[Any]:
-    """Keeps float32 arithmetic float32 where the caller has autocast on; free where it is off."""
-    kind = t.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class Planes(nn.Module):
@@ -92,31 +24,23 @@ class Planes(nn.Module):
 
     Until the freeze all N planes are there, and mask logits choose among them. From the freeze on the choice is a
     constant: ``q`` is gone, and ``p`` and ``n`` hold the planes kept and no others.
-
-    Attributes:
-        q: mask logits, ``[N]``; None once frozen.
-        scale: 0-dim; the weight that all N planes together hold.
-        p, n: bit logits, ``[planes, numel]``, least significant plane first.
-        beta: buffer, 0-dim; the temperature.
-        mask: buffer, int8 ``[N]``: DROPPED, LEARNED or FILLED; None until the freeze.
-        place, gain: buffers that follow from these: the 2^b, ``[planes]``, and :func:`gain`.
-        hard: whether beta is infinite, known without asking the device.
     """
 
     # In this order: whoever copies these parameters one by one into a copy made before the freeze, as averages (EMA)
     # do, then meets p [planes, numel] where the copy has its scale [], which is an error and no silent mistake.
-    q: nn.Parameter  # None once frozen
-    scale: nn.Parameter
-    p: nn.Parameter
+    q: nn.Parameter  # mask logits, [N]; None once frozen
+    scale: nn.Parameter  # 0-dim; the weight that all N planes together hold
+    p: nn.Parameter  # bit logits, [planes, numel], least significant plane first
     n: nn.Parameter
-    beta: Tensor
-    mask: Tensor  # None until the freeze
-    place: Tensor
-    gain: Tensor
+    beta: Tensor  # 0-dim; the temperature, and ``hard`` whether it is infinite, known without asking the device
+    mask: Tensor  # int8 [N]: DROPPED, LEARNED or FILLED; None until the freeze
+    place: Tensor  # [planes]; the 2^b of the planes there are
+    gain: Tensor  # 0-dim, see :func:`~csq_mini.relaxed.gain`
 
     def __init__(self, weight: Tensor, planes: int):
         super().__init__()
         self.shape, size = weight.shape, weight.numel()
+        self.ahead: Tensor | None = None  # within :func:`computed_ahead`
         for name, shape in (("q", (planes,)), ("scale", ()), ("p", (planes, size)), ("n", (planes, size))):
             value = weight.detach().new_full(shape, LOGIT)
             self.register_parameter(name, nn.Parameter(value, requires_grad=weight.requires_grad))
@@ -145,6 +69,8 @@ class Planes(nn.Module):
     def forward(self, hard: bool = False) -> Tensor:
         if self.frozen:
             refuse_old_wrapper(self.p)
+        if self.ahead is not None and not hard:
+            return self.ahead
         at = (math.inf, 1.0) if hard or self.hard else (self.beta, self.gain)
         flat = PlaneSum.apply(self.p, self.n, self.q, self.scale, self.place, *at, self.available)
         return flat.view(self.shape).to(self.scale.dtype)
@@ -247,3 +173,17 @@ def csq_layers(model: nn.Module) -> dict[str, Planes]:
 def has_planes(model: nn.Module) -> bool:
     """Whether a layer of the model is converted."""
     return any(isinstance(m, Planes) for m in model.modules())
+
+
+@contextmanager
+def computed_ahead(model: nn.Module) -> Iterator[None]:
+    """Within it all weights of a converted model are those computed on entering, in one go: the faster way to train."""
+    layers = [planes for planes in csq_layers(model).values() if not planes.hard]
+    inputs = [t for x in layers for t in (x.p, x.n, x.q, x.scale, x.place, x.beta, x.gain)]
+    try:
+        for planes, flat in zip(layers, AllWeights.apply(layers[0].available, *inputs) if layers else ()):
+            planes.ahead = flat.view(planes.shape).to(planes.scale.dtype)
+        yield
+    finally:
+        for planes in layers:
+            planes.ahead = None

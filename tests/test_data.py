@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 import csq_mini as csq
 from csq_mini.data import Data, digits
-from csq_mini.data.dataset import stratified_order
-from csq_mini.data.transforms import CropFlip, Normalise
+from csq_mini.data.dataset import CropFlip, Normalise, stratified_order
 
 
 @pytest.fixture(scope="module")

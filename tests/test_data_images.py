@@ -7,7 +7,7 @@ import torch
 from archives import FOLDER, damage, publish, put, torchvision_class
 
 import csq_mini as csq
-from csq_mini.data.transforms import CropFlip, Normalise
+from csq_mini.data.dataset import CropFlip, Normalise
 
 pytestmark = pytest.mark.filterwarnings("error")
 SIZE = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "fashion_mnist": (1, 28, 28)}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from csq_mini import data, models, recipes
-from csq_mini.data.transforms import CropFlip, Normalise
+from csq_mini.data.dataset import CropFlip, Normalise
 from csq_mini.experiments.rows import Row, read_row
 from csq_mini.experiments.rows import where as made_where
 from csq_mini.files import write_json

@@ -17,10 +17,9 @@ import torch
 
 from ..check import whole
 from . import store
-from .dataset import Data, Split, stratified_order
+from .dataset import CropFlip, Data, Normalise, Split, stratified_order
 from .fetch import scratch_folder
 from .images import cut
-from .transforms import CropFlip, Normalise
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation, by channel
 BLOCK = 256  # images decoded ahead of the one being written

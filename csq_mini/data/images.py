@@ -14,8 +14,7 @@ import torch
 
 from ..check import whole
 from . import store
-from .dataset import Data, Split, stratified_order
-from .transforms import CropFlip, Normalise
+from .dataset import CropFlip, Data, Normalise, Split, stratified_order
 
 
 def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,6 +19,7 @@ from ..conversion import convert, harden, set_temperature
 from ..data import Data
 from ..gates import temperature
 from ..optim import parameter_groups
+from ..planes import computed_ahead
 from ..recipes import Recipe
 from . import processes as parallel
 from .judge import JUDGE_BATCH, Loss, Metric, accuracy, check_fit, evaluate
@@ -144,7 +146,8 @@ class Trainer:
         self.net.train()
         if self.budget:
             set_temperature(self.model, self.beta())
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+        ahead = computed_ahead(self.model) if self.budget else nullcontext()
+        with ahead, torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.loss(self.net(x), y)
         total = loss + self.budget.penalty() if self.budget else loss
         optimizer.zero_grad()

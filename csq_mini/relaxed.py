@@ -1,0 +1,116 @@
+"""The relaxed weight: a sum of gated bit planes, and its gradients.
+
+Source: CSQ (arXiv 2212.02770), the bi-level relaxation: gates on the bits of a weight and on the planes of a layer.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bits import at_least_float32, unit_step
+from .gates import LOGIT, gate
+
+CHUNK = 2**17  # weights computed at a time, so that what is needed in passing stays small
+
+
+def gain(beta: float, frozen: bool) -> float:
+    """What a step is multiplied by, so that the weight of a new layer is the same at every temperature.
+
+    All logits start at +-0.5. At a finite temperature an open bit then counts f(0.5) - f(-0.5) = tanh(beta / 4), and
+    an open mask f(0.5). Dividing by both leaves the network as it was, with or without batch norm. A frozen mask is
+    constant and needs no gain. Continuous sparsification (arXiv 1912.04427) divides likewise.
+    """
+    open_bit = math.tanh(beta * LOGIT / 2)
+    return 1 / open_bit if frozen else (1 + math.exp(-beta * LOGIT)) / open_bit
+
+
+class PlaneSum(torch.autograd.Function):
+    """The relaxed weight, flat ``[numel]``, in one pass that stores nothing but its own inputs.
+
+    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once ``q`` is None. The sum comes
+    first, in float32 at least: with hard gates it is an integer, and one product makes it a weight. The backward pass
+    computes the gates again, because keeping them would take 64 bytes a weight.
+    """
+
+    @staticmethod
+    def forward(
+        p: Tensor, n: Tensor, q: Tensor | None, scale: Tensor, place: Tensor,
+        beta: Tensor | float, gain: Tensor | float, planes: int,
+    ) -> Tensor:  # fmt: skip
+        scale, place = at_least_float32(scale, place)  # [], [rows]
+        with no_autocast(p):
+            worth = place if q is None else place * gate(at_least_float32(q)[0], beta)
+            parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1)) if p.shape[1] > CHUNK else [(p, n)]
+            wide = (at_least_float32(*part) for part in parts)  # [rows, CHUNK] twice
+            sums = [torch.mv(gate(a, beta).sub_(gate(b, beta)).t(), worth) for a, b in wide]
+            return unit_step(scale, planes) * gain * (torch.cat(sums) if len(sums) > 1 else sums[0])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, beta, gain, ctx.planes = inputs
+        ctx.hard = isinstance(beta, float)  # else beta and gain are tensors, saved with the rest
+        ctx.save_for_backward(*tensors, *(() if ctx.hard else (beta, gain)))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs: Any = (*ctx.saved_tensors, math.inf, 1.0) if ctx.hard else ctx.saved_tensors
+        return *_gradients(grad, ctx.planes, *inputs), None, None, None, None
+
+
+def _gradients(
+    grad: Tensor, planes: int, p: Tensor, n: Tensor, q: Tensor | None, scale: Tensor, place: Tensor,
+    beta: Tensor | float, gain: Tensor | float,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """By p, n, q and scale, from the gradient by the weight, ``[numel]``."""
+    kinds, grad_q = (p.dtype, scale.dtype), None
+    slope = 0.0 if isinstance(beta, float) else beta
+    p, n, scale, place = at_least_float32(p, n, scale, place)
+    with no_autocast(p):
+        m = 1.0 if q is None else gate(at_least_float32(q)[0], beta)
+        f, g = gate(p, beta), gate(n, beta)
+        worth, unit = place * m, unit_step(gain, planes)
+        inner = torch.mv(f, grad) - torch.mv(g, grad)  # [rows]: the gradient along each plane
+        column = (scale * unit * slope) * worth  # times f (1 - f) it is the slope of the weight by p
+        if q is not None:
+            grad_q = (column * inner * (1 - m)).to(q.dtype)
+        grad_scale = unit * (worth @ inner)
+        # Large tensors change in place: new ones cost more than the sums.
+        grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column.view(-1, 1))
+        grad_n = g.addcmul_(g, g, value=-1).mul_(grad).mul_(-column.view(-1, 1))
+    return grad_p.to(kinds[0]), grad_n.to(kinds[0]), grad_q, grad_scale.to(kinds[1])
+
+
+class AllWeights(torch.autograd.Function):
+    """:class:`PlaneSum` of several weights, one right after the other, backward too.
+
+    Among convolutions, which leave the processor's caches cold, the same work takes twice as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, planes: int, *inputs: Any) -> tuple[Tensor, ...]:
+        ctx.planes = planes
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
+        return tuple(PlaneSum.forward(*part, planes) for part in _by_weight(inputs))  # type: ignore[call-arg]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        found: list[Tensor | None] = [None]
+        for part, grad in zip(_by_weight(ctx.saved_tensors), grads):
+            mine = (None,) * 4 if grad is None else _gradients(grad, ctx.planes, *part)
+            found += [*mine, None, None, None]
+        return tuple(found)
+
+
+def _by_weight(inputs: Any) -> list[Any]:
+    """p, n, q, scale, place, beta and gain of each weight, from all of them in a row."""
+    return [inputs[i : i + 7] for i in range(0, len(inputs), 7)]
+
+
+def no_autocast(t: Tensor) -> AbstractContextManager[Any]:
+    """Keeps float32 arithmetic float32 where the caller has autocast on; free where it is off."""
+    kind = t.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
