@@ -9,9 +9,10 @@ import csq_mini as csq
 from csq_mini.planes import computed_ahead
 
 
-def trained_once(ahead, frozen, beta, model=None):
+def trained_once(ahead, frozen, beta):
     """Outputs, and the gradients of every parameter, of one pass."""
-    model = shake(converted(model or conv_net()))
+    torch.manual_seed(0)
+    model = shake(converted(conv_net()))
     if frozen:
         csq.Budget(model, 3.0).freeze()
     csq.set_temperature(model, beta)
