@@ -21,6 +21,7 @@ from tiny_book import FAILING, ROOT, build, built, tiny_book
 for module in ("jupyter_book", "scour", "sphinx-mathjax-offline"):
     if importlib.util.find_spec(module) is None:
         pytest.skip(f'{module} is missing: pip install -e ".[book]"', allow_module_level=True)
+import csq_mini as csq
 import facts
 import labels
 import pair
@@ -196,7 +197,7 @@ def test_the_tiny_site_shows_formula_address_times_and_colab(tiny_site):
     assert f"colab.research.google.com/github/{name}/blob/{CONFIG['repository']['branch']}/book/page" in page
     index = re.sub("<[^>]+>", "", (tiny_site / "_build/html/book/index.html").read_text("utf8"))
     assert f"git clone {facts.address()}" in index
-    assert "Made with csq-mini" in index and re.search(r"A page\s+\d+\.\d\s+all 1 pages", index)
+    assert f"Made with csq-mini {csq.__version__}" in index and re.search(r"A page\s+\d+\.\d\s+all 1 pages", index)
 
 
 def numbers_on(file):

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import os
 import re
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -117,7 +118,8 @@ def execute(nb, page, root):
     start, used = time.perf_counter(), used_by(nb, root)
     resources = {"metadata": {"path": str(page.parent)}}
     client = NotebookClient(nb, timeout=ONE_CELL, record_timing=False, coalesce_streams=True, resources=resources)
-    client.execute(env={**os.environ, "TQDM_DISABLE": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
+    env = {**os.environ, "TQDM_DISABLE": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    client.execute(env=env, stderr=subprocess.DEVNULL)  # a kernel's warnings about itself; those of cells are outputs
     nb.metadata["csq"] = {"sources": used, "seconds": round(time.perf_counter() - start, 1), "where": where()}
     scrub(nb, root)
 
