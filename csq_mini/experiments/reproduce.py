@@ -44,7 +44,7 @@ def reproduce(
         profile: one of ``PROFILES``: "smoke", "cpu" or "full".
         activation_bits: bits of the activations, by PACT; None leaves them float.
         epochs: in all, divided between the phases as the recipe divides its own; None as in the profile.
-        start: a checkpoint to begin from (see :func:`read_state`); None begins from random weights.
+        start: a checkpoint to begin from (see ``read_state``); None begins from random weights.
         device: None takes the first GPU if there is one, else the CPU.
         run_dir: folder of the run; None is ``runs/<key>``.
         data_root: folder of the data sets; None is ``CSQ_DATA``, else ``data``.

@@ -58,7 +58,7 @@ class Meter:
 
 
 class Trainer:
-    """Train a float model in place, as a recipe says. Raises ValueError as :func:`csq_mini.fit` does.
+    """Train a float model in place, as a recipe says. Raises ValueError as :func:`csq_mini.fit` does::
 
         trainer = Trainer(model, data, recipe)
         while not trainer.done:
