@@ -89,7 +89,7 @@ class Data:
             and choose by, and to judge by, once.
         augment: changes a whole stored batch for training, given a CPU generator to draw from, so that the numbers are
             the same on every device; None for nothing. Processes that train together each augment the whole batch and
-            keep their share; :class:`CropFlip` changes that share alone.
+            keep their share; ``CropFlip`` changes that share alone.
         prepare: turns stored images into what the model sees, each by itself; None if that is the same.
         classes: number of classes; None if it is unknown or targets are not classes.
         streamed: whether the splits are too large for the device: they stay where they are, and each batch is moved.
