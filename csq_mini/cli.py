@@ -35,7 +35,10 @@ def train(args: argparse.Namespace) -> None:
     images = load() if data_name == "digits" or args.data_root is None else load(root=args.data_root)
     network = build(num_classes=images.classes)
     with processes.join(args.device) as device:
-        result = fit(network, images, recipe, run_dir=args.run_dir, device=device, progress=not args.quiet)
+        result = fit(
+            network, images, recipe, run_dir=args.run_dir, device=device, bfloat16=args.bfloat16,
+            progress=not args.quiet,
+        )  # fmt: skip
         if processes.rank() > 0:
             return
     if result.report:
@@ -132,6 +135,8 @@ def parser() -> argparse.ArgumentParser:
     run = command("train", train, "train by a recipe and print the report")
     run.add_argument("recipe", help=f"one of: {', '.join(recipes.RECIPES)}")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change any field of the recipe")
+    run.add_argument("--bfloat16", action=argparse.BooleanOptionalAction,
+                     help="train under bfloat16 autocast, or not; if not given, on GPUs alone")  # fmt: skip
     _add_common(run)
     _add_reproduce(command("reproduce", repeat, "run one experiment of the book and write its row of results"))
     look = command("inspect", lambda args: print(verify_packed(args.file)), "what a packed file holds: planes, bytes")

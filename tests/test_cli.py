@@ -173,3 +173,15 @@ def test_the_installed_command_runs_as_a_module(tmp_path):
     )
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "did you mean digits" in run.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words, expected", [([], None), (["--bfloat16"], True), (["--no-bfloat16"], False)])
+def test_bfloat16_is_switched_by_one_word(words, expected, monkeypatch):
+    seen = {}
+
+    def fit(model, images, recipe, **options):
+        seen.update(options)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(cli, "fit", fit)
+    assert cli.main(["train", "digits", *words]) == 2 and seen["bfloat16"] is expected

@@ -133,7 +133,7 @@ class Trainer:
         return self.steps_done == self.steps_total
 
     def step(self, batch: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Take one training step, with the freeze first if the search is over; nothing in it waits for the device.
+        """Take one training step, with the freeze first if the search is over; only the freeze waits for the device.
 
         ``batch`` is inputs and targets; None draws the next of the recipe. Returns the loss without the penalty, 0-dim.
         """
