@@ -1,6 +1,6 @@
 """axe-core, which judges whether everybody can read a page: the npm package, one version of it, fetched once.
 
-`python tests/axe.py` fetches it into the virtual environment, by npm or without; .ci/run does so. Nothing of it is
+`python tests/axe.py` fetches it into the virtual environment, by npm; the tests in a browser do so. Nothing of it is
 installed: one file is taken from the package, and only if its checksum is the one noted here.
 """
 
@@ -13,12 +13,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
 
 VERSION = "4.14.1"
 SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"  # of axe.min.js
-REGISTRY = "https://registry.npmjs.org/axe-core/-/axe-core-{}.tgz"
 PLACE = Path(sys.prefix) / "share" / f"axe-core-{VERSION}.min.js"
 
 
@@ -26,18 +24,13 @@ def by_npm():
     """The package as npm fetches it: with the reader's registry and proxy."""
     npm = shutil.which("npm")
     if npm is None:
-        raise OSError("there is no npm")
+        raise OSError("there is no npm: install Node.js, which brings it")
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run([npm, "pack", f"axe-core@{VERSION}"], cwd=folder, text=True, capture_output=True,
                              timeout=120)  # fmt: skip
         if run.returncode:
             raise OSError(run.stderr.strip()[-300:])
         return (Path(folder) / f"axe-core-{VERSION}.tgz").read_bytes()
-
-
-def by_download():
-    with urllib.request.urlopen(REGISTRY.format(VERSION), timeout=60) as answer:
-        return answer.read()
 
 
 def taken_from(package):
@@ -51,18 +44,12 @@ def taken_from(package):
 def source():
     """The script; fetched if it is not there yet. OSError says why it could not be."""
     if not PLACE.exists() or hashlib.sha256(PLACE.read_bytes()).hexdigest() != SHA256:
-        problems = []
-        for way in (by_npm, by_download):
-            try:
-                script = taken_from(way())
-            except (OSError, subprocess.TimeoutExpired, tarfile.TarError, KeyError, ValueError) as error:
-                problems.append(f"{way.__name__}: {error}")
-                continue
-            PLACE.parent.mkdir(parents=True, exist_ok=True)
-            PLACE.write_bytes(script)
-            break
-        else:
-            raise OSError("axe-core could not be fetched from the npm registry: " + "; ".join(problems))
+        try:
+            script = taken_from(by_npm())
+        except (OSError, subprocess.TimeoutExpired, tarfile.TarError, KeyError, ValueError) as error:
+            raise OSError(f"axe-core could not be fetched by npm: {error}") from error
+        PLACE.parent.mkdir(parents=True, exist_ok=True)
+        PLACE.write_bytes(script)
     return PLACE.read_text("utf8")
 
 
