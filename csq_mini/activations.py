@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .bits import at_least_float32
 from .check import number, select, whole
-from .planes import unwrap
+from .modules import unwrap
 
 MAX_BITS = 8
 LEAST_CLIP = 1e-3

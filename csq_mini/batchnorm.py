@@ -4,7 +4,6 @@ Folding multiplies each output channel of a weight by a float of its own, and ro
 multiples of one step, and outputs change by float rounding. So no other function of the library folds.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .planes import has_planes, unwrap
+from .modules import copied, unwrap
+from .planes import has_planes
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> Folded:
     if has_planes(plain):
         raise ValueError("the model still has its planes: fold_batch_norm(csq.harden(model), example)")
     try:
-        plain = copy.deepcopy(plain).eval()
+        plain = copied(plain).eval()
         folded: Any = fuse(plain)
     except Exception as problem:  # torch.fx raises many kinds
         raise ValueError(f"torch.fx cannot trace {type(plain).__name__}: {problem}") from problem

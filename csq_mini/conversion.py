@@ -13,7 +13,8 @@ from torch import nn
 from .bits import check_planes
 from .check import check_layer, refuse_tied, select
 from .gates import check_temperature
-from .planes import Planes, csq_layers, has_planes, unwrap
+from .modules import copied, unwrap
+from .planes import Planes, csq_layers, has_planes
 from .scheme import harden_planes
 
 CONVERTIBLE = (
@@ -143,7 +144,7 @@ def harden(model: nn.Module) -> nn.Module:
     layers = csq_layers(model)
     # deepcopy finds the planes in its memo and leaves them out: they are 16 times the weights.
     memo: dict[int, Any] = {id(planes): None for planes in layers.values()}
-    plain = copy.deepcopy(unwrap(model), memo)
+    plain = copied(model, memo)
     for name, planes in layers.items():
         _harden_layer(plain.get_submodule(name), planes)
     return plain

@@ -6,7 +6,6 @@ integers of 2, 4, 8 and 16 bits only: each layer gets the narrowest that holds i
 Source: ONNX operators DequantizeLinear-21 (INT4) and -25 (INT2).
 """
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 
 from .activations import LEAST_CLIP, PACT
 from .files import write_whole
+from .modules import copied, unwrap
 from .packed.format import weight_key
-from .planes import unwrap
 from .report import stored_bits
 from .scheme import Integers, integers
 
@@ -130,7 +129,7 @@ class _Quantize(nn.Module):
 
 def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The float graph as torch exports it, nothing folded: an optimizer would fold batch norm into the weights."""
-    model = copy.deepcopy(model).cpu().eval()
+    model = copied(model).cpu().eval()
     for name, module in list(model.named_modules()):
         if isinstance(module, PACT):
             parent, _, child = name.rpartition(".")

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .activations import PACT
-from .planes import Planes, unwrap
+from .modules import unwrap
+from .planes import Planes
 
 
 def parameter_groups(

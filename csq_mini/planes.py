@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .bits import at_least_float32, integer_to_planes, place_values, quantization_scale, round_to_grid, unit_step
 from .check import Retired, check_finite, other_phase, refuse_old_wrapper
 from .gates import LOGIT
+from .modules import named_modules
 from .relaxed import CHUNK, AllWeights, PlaneSum, gain
 
 DROPPED, LEARNED, FILLED = 0, 1, 2
@@ -154,17 +155,9 @@ def _error(weight: Tensor, step: Tensor, low: int, high: int) -> float:
     return sum(float((step * round_to_grid(x, step, low, high) - x).double().square_().sum()) for x in parts)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a (Distributed)DataParallel or torch.compile wrapper, or the model itself."""
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        return unwrap(model.module)
-    inner = getattr(model, "_orig_mod", None)  # torch.compile's OptimizedModule
-    return unwrap(inner) if isinstance(inner, nn.Module) else model
-
-
 def csq_layers(model: nn.Module) -> dict[str, Planes]:
     """The planes of a model's converted layers, by the layer's dotted name; ValueError if there is none."""
-    found = {k.rpartition(".")[0]: m for k, m in unwrap(model).named_modules() if isinstance(m, Planes)}
+    found = {k.rpartition(".")[0]: m for k, m in named_modules(model) if isinstance(m, Planes)}
     if not found:
         raise ValueError(f"{type(model).__name__} has no converted layer: call csq.convert(model) first")
     return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .planes import unwrap
+from .modules import unwrap
 from .scheme import schemes
 
 if TYPE_CHECKING:

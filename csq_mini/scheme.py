@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .bits import at_least_float32, planes_to_integer, unit_step
-from .planes import FILLED, Planes, unwrap
+from .modules import unwrap
+from .planes import FILLED, Planes
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from .. import models
 from ..activations import activation_bits, quantize_activations
 from ..files import __version__, write_whole
-from ..planes import has_planes, unwrap
+from ..modules import unwrap
+from ..planes import has_planes
 from ..recipes import Recipe
 from ..scheme import Scheme, schemes
 from .format import DTYPES, FORMAT, KEY, NO_DIGEST, Packed, PackedFileError, pack_bits, weight_key

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data import Data
+from ..modules import copied
 from ..packed.save import check_packable
-from ..planes import unwrap
 from ..recipes import Recipe
 from ..report import Report, report
 from . import processes as parallel
@@ -80,7 +79,7 @@ def fit(
     if run_dir is not None and recipe.target is not None:
         check_packable(model)
     try:
-        own = copy.deepcopy(unwrap(model)).to(device)
+        own = copied(model).to(device)
         trainer = Trainer(own, data.to(device), recipe, loss=loss, metric=metric, bfloat16=half)
         if run_dir is None:
             return _run(trainer, None, progress)

@@ -23,8 +23,8 @@ from torch import nn
 
 from ..data import Data
 from ..files import write_json, write_whole
+from ..modules import unwrap
 from ..packed.save import save_packed
-from ..planes import unwrap
 from ..recipes import Recipe
 from ..report import Report
 from . import processes as parallel

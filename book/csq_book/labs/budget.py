@@ -15,7 +15,8 @@ from csq_mini import Budget, Recipe, Trainer, evaluate, models, recipes
 from csq_mini import data as datasets
 from csq_mini.data import Data
 from csq_mini.gates import check_temperature
-from csq_mini.planes import Planes, unwrap
+from csq_mini.modules import unwrap
+from csq_mini.planes import Planes
 from csq_mini.train.trainer import rate_at
 
 from .lab import Lab

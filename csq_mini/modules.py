@@ -1,0 +1,83 @@
+"""A model without its wrappers, each of its tensors once, and copies of it."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.overrides import TorchFunctionMode
+
+WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+COMPILED = "_orig_mod"  # what torch.compile calls the module that it wraps
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a (Distributed)DataParallel, AveragedModel or torch.compile wrapper, or the model itself."""
+    if isinstance(model, WRAPPERS):
+        return unwrap(model.module)
+    inner = getattr(model, COMPILED, None)
+    return unwrap(inner) if isinstance(inner, nn.Module) else model
+
+
+def plain_name(name: str) -> str:
+    """A dotted name without what torch.compile puts into it where it wraps a part of a model."""
+    return ".".join(part for part in name.split(".") if part != COMPILED)
+
+
+def named_modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
+    """As torch's, of the model without its wrappers and by :func:`plain_name`."""
+    for name, module in unwrap(model).named_modules(remove_duplicate=remove_duplicate):
+        if COMPILED not in module._modules:
+            yield plain_name(name), module
+
+
+def state_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Parameters and buffers of a model's state, each under its first name; and its other names, name -> first name.
+
+    Two names are one where modules or parameters are shared. What a state_dict holds beside tensors, from
+    ``get_extra_state``, is left out.
+    """
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for key, tensor in unwrap(model).state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            continue
+        name = plain_name(key)
+        known = first.setdefault(_memory(tensor), name)
+        if known == name:
+            tensors[name] = tensor.detach()
+        else:
+            others[name] = known
+    return tensors, others
+
+
+def _memory(tensor: Tensor) -> Any:
+    """Equal for two tensors that are one; unique where there is no memory yet."""
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
+    """A deep copy of a model without its wrappers; ``memo`` as in :func:`copy.deepcopy`.
+
+    A tensor that a forward pass left as an attribute, such as a loss of its own, is copied without its graph, where
+    ``copy.deepcopy`` would refuse. Parts that torch.compile has wrapped are plain again.
+    """
+    with _Detached():
+        new = copy.deepcopy(unwrap(model), memo)
+    for module in list(new.modules()):
+        for name, child in module._modules.items():
+            if child is not None and isinstance(getattr(child, COMPILED, None), nn.Module):
+                module._modules[name] = unwrap(child)
+    return new
+
+
+class _Detached(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
