@@ -25,10 +25,10 @@ def check_planes(planes: int) -> int:
     return whole("planes", planes, 1, MAX_PLANES)
 
 
-def place_values(planes: int, like: Tensor | None = None) -> Tensor:
-    """The constants 2^0 ... 2^(planes-1), ``[planes]``, with dtype and device of ``like``."""
-    dtype, device = (like.dtype, like.device) if like is not None else (None, None)
-    return 2.0 ** torch.arange(planes, dtype=dtype, device=device)
+def place_values(planes: int, like: Tensor | None = None, low: int | Tensor = 0) -> Tensor:
+    """The constants 2^low ... 2^(low+planes-1), ``[planes]``, float32, or with dtype and device of ``like``."""
+    dtype, device = (like.dtype, like.device) if like is not None else (torch.float32, None)
+    return (1 << (torch.arange(planes, device=device) + low)).to(dtype)
 
 
 def integer_to_planes(codes: Tensor, planes: int) -> tuple[Tensor, Tensor]:

@@ -86,6 +86,30 @@ def check_layer(name: str, layer: Any) -> None:
     check_finite(layer.weight, f"{name}.weight: ")
 
 
+def floats_in_words(model: nn.Module, owners: Mapping[str, Any], convertible: tuple[type, ...]) -> str:
+    """Weights that stay float, given the layer that each belongs to: their share, the largest, and what to do.
+
+    Empty for a small share, unless one of the layers is of a convertible class: then it is weight norm, pruning or
+    another parametrization that keeps it float.
+    """
+    values = {name: p.numel() for name, p in model.named_parameters()}
+    share = sum(values[key] for key in owners) / max(sum(values.values()), 1)
+    blocked = [key for key, owner in owners.items() if isinstance(owner, convertible)]
+    if share <= 0.05 and not blocked:
+        return ""
+    largest = sorted(owners, key=lambda key: (key not in blocked, -values[key]))[:4]
+    listed = ", ".join(f"{key} of {type(owners[key]).__name__} ({values[key]} values)" for key in largest)
+    more = f" and {len(owners) - len(largest)} more" if len(owners) > len(largest) else ""
+    remedy = "; remove weight norm, pruning or other parametrizations before csq.convert" if blocked else ""
+    return (f"{listed}{more}, {share:.1%} of the parameters{remedy}. Only weights of convolutions, linear layers "
+            "and embeddings become planes; skip the layers by name to say that this is meant")  # fmt: skip
+
+
+def shown(name: str) -> str:
+    """A name from a model or a file, with control characters escaped, so that a terminal can show it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
 def refuse_tied(model: nn.Module, chosen: Mapping[str, Any]) -> None:
     """ValueError if the weight of a chosen layer is a parameter elsewhere too."""
     owners: dict[int, list[str]] = {}
@@ -97,8 +121,8 @@ def refuse_tied(model: nn.Module, chosen: Mapping[str, Any]) -> None:
         tied = owners[_address(module.weight)]
         if len(tied) > 1:
             raise ValueError(
-                f"{' and '.join(tied)} are one tied parameter, which planes would pull apart: give one of them its "
-                "own copy (m.weight = nn.Parameter(m.weight.detach().clone())), or skip all of these layers"
+                f"{' and '.join(tied)} are one tied parameter, which planes would pull apart: give all but one of "
+                "them their own copy (m.weight = nn.Parameter(m.weight.detach().clone())), or skip all of these layers"
             )
 
 
@@ -153,5 +177,5 @@ def kept_counts(state: Mapping[str, Tensor], planes: Mapping[str, int]) -> dict[
             raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one has no {key}")
         if len(state[key]) != available:
             raise ValueError(f"{key} is of {len(state[key])} planes, the model has {available}")
-        counts[name] = int((state[key] > 0).sum())
+        counts[name] = int((state[key] > 0.5).sum())
     return counts

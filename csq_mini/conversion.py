@@ -5,17 +5,20 @@ from planes; :func:`harden` gives a plain torch model again.
 """
 
 import copy
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from .bits import check_planes
-from .check import check_layer, refuse_tied, select
+from .check import check_layer, floats_in_words, refuse_tied, select
+from .computed import HOW, computed
 from .gates import check_temperature
-from .modules import copied, unwrap
+from .modules import copied, named_modules, owner_of, unwrap
 from .planes import Planes, csq_layers, has_planes
-from .scheme import harden_planes
+from .scheme import Scheme, harden_planes
 
 CONVERTIBLE = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -36,8 +39,24 @@ class Converted(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """The layer's weight at the present temperature, computed anew at each access."""
-        return self.csq()
+        """The layer's weight at the present temperature, computed anew at each access, and read-only."""
+        fresh = self.__dict__.get("fresh")  # within reset_parameters
+        return computed(self.csq()) if fresh is None else fresh
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise RuntimeError(HOW)
+        super().__setattr__(name, value)
+
+    def reset_parameters(self) -> None:
+        """Initialise the layer as its float class does, and round the new weight to the planes."""
+        planes = self.csq
+        self.fresh = torch.empty(planes.shape, dtype=planes.scale.dtype, device=planes.scale.device)
+        try:
+            super().reset_parameters()  # type: ignore[misc]
+            planes.load_float(self.fresh)
+        finally:
+            del self.fresh
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         weight = state_dict.pop(prefix + "weight", None)
@@ -87,27 +106,52 @@ def convert(model: nn.Module, planes: int = 8, skip: str | Iterable[str] = ()) -
     Returns:
         Names of the converted layers.
 
+    Warns:
+        UserWarning: naming the weights that stay float although no pattern skips their layers, if they are more than a
+            twentieth of the model, or belong to a layer that would be converted but for weight norm, pruning or
+            another parametrization.
+
     Raises:
         ValueError: for planes outside 1..8, a pattern that matches no layer, a weight that is tied or not finite, a
             model that is converted already or has nothing to convert. The model is unchanged then.
     """
     planes = check_planes(planes)
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        raise ValueError("convert the model before wrapping it in DataParallel or DDP")
-    model = unwrap(model)
-    if has_planes(model):
-        raise ValueError("the model is converted already: converting twice would quantize planes")
-    layers = {k: m for k, m in model.named_modules(remove_duplicate=False) if _own_weight(m) is not None}
-    chosen = select("skip", layers, skip)
-    if not chosen:
-        why = ": every layer is skipped" if layers else ": no convolution, linear or embedding layer with a weight"
-        raise ValueError(f"{type(model).__name__} has nothing to convert{why}")
-    refuse_tied(model, chosen)
-    for name, module in chosen.items():
-        check_layer(name, module)
+    chosen, floats = convertible(model, skip)
+    if floats:
+        warnings.warn(f"stays float: {floats}", stacklevel=2)
     for module in chosen.values():
         _convert_layer(module, planes)
     return list(chosen)
+
+
+def convertible(model: nn.Module, skip: str | Iterable[str] = ()) -> tuple[dict[str, nn.Module], str]:
+    """The layers that :func:`convert` would change, by name, and in words what it would warn of; raises as it does."""
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        raise ValueError("convert the model before wrapping it in DataParallel or DDP")
+    if has_planes(model):
+        raise ValueError("the model is converted already: converting twice would quantize planes")
+    layers = {k: m for k, m in named_modules(model, remove_duplicate=False) if _own_weight(m) is not None}
+    floats = _floats(model, layers)
+    named = select("skip", {**{name: owner for name, owner in floats.values()}, **layers}, skip)
+    chosen = {name: layer for name, layer in named.items() if name in layers}
+    left = {key: owner for key, (name, owner) in floats.items() if name in named}
+    words = floats_in_words(unwrap(model), left, CONVERTIBLE)
+    if not chosen:
+        why = "every layer is skipped" if layers else words or "no convolution, linear or embedding layer with a weight"
+        raise ValueError(f"{type(unwrap(model)).__name__} has nothing to convert: {why}")
+    refuse_tied(unwrap(model), chosen)
+    for name, module in chosen.items():
+        check_layer(name, module)
+    return chosen, words
+
+
+def _floats(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, tuple[str, nn.Module]]:
+    """Weights (parameters of two dimensions and more) that are in no convertible layer: name -> its owner's, and it."""
+    modules, ours = dict(named_modules(model)), {id(layer.weight) for layer in layers.values()}
+    return {
+        key: (owner, modules[owner]) for key, p in unwrap(model).named_parameters()
+        if p.ndim > 1 and p.is_floating_point() and id(p) not in ours for owner in [owner_of(key)]
+    }  # fmt: skip
 
 
 def _own_weight(module: nn.Module) -> nn.Parameter | None:
@@ -139,19 +183,20 @@ def harden(model: nn.Module) -> nn.Module:
     Its outputs equal those of the source at temperature infinity, bit for bit. The source stays as it is, so a model
     can be judged hard in the middle of its training; see :func:`csq_mini.recalibrate` for its batch norm. In the copy
     each converted layer is of its original class again, ``weight`` a parameter, and ``layer.csq`` its
-    :class:`~csq_mini.scheme.Scheme`. Wrappers (DDP, torch.compile) are removed.
+    :class:`~csq_mini.scheme.Scheme`. Wrappers (DDP, AveragedModel, torch.compile) are removed.
+
+    Raises ValueError if the model is not converted, has diverged to NaN or infinity, or holds an average of masks.
     """
     layers = csq_layers(model)
     # deepcopy finds the planes in its memo and leaves them out: they are 16 times the weights.
     memo: dict[int, Any] = {id(planes): None for planes in layers.values()}
     plain = copied(model, memo)
     for name, planes in layers.items():
-        _harden_layer(plain.get_submodule(name), planes)
+        _harden_layer(plain.get_submodule(name), harden_planes(planes, name), planes)
     return plain
 
 
-def _harden_layer(copied: Any, planes: Planes) -> None:
-    scheme = harden_planes(planes)
+def _harden_layer(copied: Any, scheme: Scheme, planes: Planes) -> None:
     weight = nn.Parameter(scheme.weight(planes.scale.dtype, planes.scale.device), planes.p.requires_grad)
     del copied._modules["csq"]
     copied.__class__ = copied.float_class

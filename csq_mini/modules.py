@@ -32,6 +32,12 @@ def named_modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[t
             yield plain_name(name), module
 
 
+def owner_of(key: str) -> str:
+    """Name of the layer that a parameter belongs to, given the parameter's; a parametrized layer owns its originals."""
+    owner = plain_name(key).rpartition(".")[0]
+    return owner.partition(".parametrizations.")[0] if ".parametrizations." in f".{owner}." else owner
+
+
 def state_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Parameters and buffers of a model's state, each under its first name; and its other names, name -> first name.
 

@@ -1,5 +1,7 @@
 """The planes of one weight, in a module of their own: they give the weight, are frozen, and are found in a model."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from .bits import at_least_float32, integer_to_planes, place_values, quantizatio
 from .check import Retired, check_finite, other_phase, refuse_old_wrapper
 from .gates import LOGIT
 from .modules import named_modules
-from .relaxed import CHUNK, AllWeights, PlaneSum, gain
+from .relaxed import CHUNK, AllWeights, PlaneSum, gain, plain_sum
 
 DROPPED, LEARNED, FILLED = 0, 1, 2
 """What the ``mask`` of a frozen layer says of a plane."""
@@ -27,16 +29,15 @@ class Planes(nn.Module):
     constant: ``q`` is gone, and ``p`` and ``n`` hold the planes kept and no others.
     """
 
-    # In this order: whoever copies these parameters one by one into a copy made before the freeze, as averages (EMA)
-    # do, then meets p [planes, numel] where the copy has its scale [], which is an error and no silent mistake.
+    # All there is to know lies in these tensors, as floats, for whoever copies or averages them (EMA). Their order and
+    # the shape of the scale have a purpose too: an average made before the freeze cannot take in what comes after it
+    # without an error, whether it goes through the parameters one by one or by their names.
     q: nn.Parameter  # mask logits, [N]; None once frozen
-    scale: nn.Parameter  # 0-dim; the weight that all N planes together hold
+    scale: nn.Parameter  # 0-dim, [1] once frozen; the weight that all N planes together hold
     p: nn.Parameter  # bit logits, [planes, numel], least significant plane first
     n: nn.Parameter
-    beta: Tensor  # 0-dim; the temperature, and ``hard`` whether it is infinite, known without asking the device
-    mask: Tensor  # int8 [N]: DROPPED, LEARNED or FILLED; None until the freeze
-    place: Tensor  # [planes]; the 2^b of the planes there are
-    gain: Tensor  # 0-dim, see :func:`~csq_mini.relaxed.gain`
+    beta: Tensor  # 0-dim; the temperature
+    mask: Tensor  # [N]: DROPPED, LEARNED or FILLED; None until the freeze
 
     def __init__(self, weight: Tensor, planes: int):
         super().__init__()
@@ -47,9 +48,7 @@ class Planes(nn.Module):
             self.register_parameter(name, nn.Parameter(value, requires_grad=weight.requires_grad))
         self.register_buffer("beta", weight.detach().new_full((), math.inf))
         self.register_buffer("mask", None)
-        self.register_buffer("place", None, persistent=False)
-        self.register_buffer("gain", weight.detach().new_ones(()), persistent=False)
-        self._read_state()
+        self.was_hard = True  # when last looked at, see ``hard``
         self.load_float(weight)
 
     @property
@@ -65,28 +64,55 @@ class Planes(nn.Module):
     @property
     def open(self) -> Tensor:
         """Which planes are kept at present, bool ``[N]``: 1[q > 0], or as frozen."""
-        return self.mask > DROPPED if self.frozen else self.q.detach() > 0
+        return self.mask > 0.5 if self.frozen else self.q.detach() > 0
+
+    @property
+    def place(self) -> Tensor:
+        """The place values 2^b of the planes there are, ``[planes]``; those of a frozen layer lie in one run."""
+        low = self.open.int().argmax() if self.frozen else 0
+        return place_values(len(self.p), self.p, low)
+
+    @property
+    def hard(self) -> bool:
+        """Whether every gate is 1[x > 0]: the temperature is infinite, or was averaged with one that is."""
+        waits = self.training and self.beta.device.type != "cpu"
+        if waits or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.was_hard  # a training step does not wait for its device, and a graph cannot ask
+        try:
+            return not math.isfinite(self.beta)
+        except RuntimeError:  # no values: on the meta device, or within vmap
+            return self.was_hard
+
+    def train(self, mode: bool = True) -> Planes:
+        super().train(mode)
+        if not mode:
+            self.was_hard = self.hard
+        return self
 
     def forward(self, hard: bool = False) -> Tensor:
         if self.frozen:
             refuse_old_wrapper(self.p)
         if self.ahead is not None and not hard:
             return self.ahead
-        at = (math.inf, 1.0) if hard or self.hard else (self.beta, self.gain)
-        flat = PlaneSum.apply(self.p, self.n, self.q, self.scale, self.place, *at, self.available)
+        total: Any = plain_sum if torch._C._are_functorch_transforms_active() else PlaneSum.apply
+        return self._shaped(total(*self._inputs(hard or self.hard), self.available))
+
+    def _inputs(self, hard: bool) -> tuple[Any, ...]:
+        """What :func:`~csq_mini.relaxed.plain_sum` takes, but for the number of planes."""
+        at = (math.inf, 1.0) if hard else (self.beta, gain(self.beta, self.frozen))
+        return self.p, self.n, self.q, self.scale, self.place, *at
+
+    def _shaped(self, flat: Tensor) -> Tensor:
         return flat.view(self.shape).to(self.scale.dtype)
 
     def set_beta(self, beta: float) -> None:
         """Set the temperature, above zero; ``math.inf`` makes every gate hard."""
+        largest = torch.finfo(self.beta.dtype).max
+        if largest < beta < math.inf:
+            raise ValueError(f"a temperature of {beta:g} is more than {self.beta.dtype} holds: use at most {largest:g} "
+                             "or, for the hard gate, math.inf")  # fmt: skip
         self.beta.fill_(beta)
-        self.hard = math.isinf(beta)
-        self.gain.fill_(gain(beta, self.frozen))
-
-    def _read_state(self) -> None:
-        """Renew what follows from the mask and the temperature."""
-        place = place_values(self.available, self.p)
-        self.place = place if self.mask is None else place[self.mask > DROPPED]
-        self.set_beta(float(self.beta))
+        self.was_hard = math.isinf(beta)
 
     @torch.no_grad()
     def _round(self, weight: Tensor, scale: Tensor, low: int, high: int) -> None:
@@ -106,7 +132,7 @@ class Planes(nn.Module):
         """
         check_finite(weight)
         (scale,) = at_least_float32(quantization_scale(weight))
-        kept = self.place.log2().int().tolist()
+        kept = self.open.nonzero().flatten().tolist() if self.frozen else range(self.available)
         low, high = (kept[0], kept[-1] + 1) if kept else (0, 0)
         if high - low < self.available and kept:  # the largest weight gets the largest code of those kept
             scale = scale * (2**self.available - 1) / (2**high - 2**low)
@@ -125,7 +151,7 @@ class Planes(nn.Module):
         weight, (scale,), planes = self(), at_least_float32(self.scale), self.available
         grids = [(scale * finer, high) for high in range(planes, count - 1, -1) for finer in SCALES]
         scale, high = min(grids, key=lambda g: _error(weight, unit_step(g[0], planes), g[1] - count, g[1]))
-        mask = torch.full_like(self.q, DROPPED, dtype=torch.int8)
+        mask = torch.full_like(self.q, DROPPED)
         mask[high - count : high] = torch.where(self.q > 0, LEARNED, FILLED)[high - count : high]
         self.mask = mask
         self._drop(count)
@@ -133,20 +159,19 @@ class Planes(nn.Module):
 
     def _drop(self, count: int) -> None:
         """Have ``count`` rows in place of all planes. The old tensors give their memory back."""
-        for name in ("q", "p", "n"):
+        size = self.p.shape[1]
+        for name, shape in (("q", None), ("scale", (1,)), ("p", (count, size)), ("n", (count, size))):
             old = getattr(self, name)
-            shape = (count, *old.shape[1:])
             old.data, old.grad = old.new_empty(0), None  # first, so that old and new are never there at once
-            setattr(self, name, None if name == "q" else nn.Parameter(old.new_empty(shape), old.requires_grad))
+            setattr(self, name, nn.Parameter(old.new_empty(shape), old.requires_grad) if shape else None)
             old.__class__ = Retired
-        self._read_state()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if prefix + "p" in state_dict and self.frozen != (prefix + "mask" in state_dict):
             args[-1].append(other_phase(prefix[:-1], self.frozen))
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._read_state()
+        self.was_hard = self.hard
 
 
 def _error(weight: Tensor, step: Tensor, low: int, high: int) -> float:
@@ -172,10 +197,10 @@ def has_planes(model: nn.Module) -> bool:
 def computed_ahead(model: nn.Module) -> Iterator[None]:
     """Within it all weights of a converted model are those computed on entering, in one go: the faster way to train."""
     layers = [planes for planes in csq_layers(model).values() if not planes.hard]
-    inputs = [t for x in layers for t in (x.p, x.n, x.q, x.scale, x.place, x.beta, x.gain)]
+    inputs = [t for planes in layers for t in planes._inputs(hard=False)]
     try:
         for planes, flat in zip(layers, AllWeights.apply(layers[0].available, *inputs) if layers else ()):
-            planes.ahead = flat.view(planes.shape).to(planes.scale.dtype)
+            planes.ahead = planes._shaped(flat)
         yield
     finally:
         for planes in layers:

@@ -16,23 +16,37 @@ from .gates import LOGIT, gate
 CHUNK = 2**17  # weights computed at a time, so that what is needed in passing stays small
 
 
-def gain(beta: float, frozen: bool) -> float:
-    """What a step is multiplied by, so that the weight of a new layer is the same at every temperature.
+def gain(beta: Tensor, frozen: bool) -> Tensor:
+    """What a step is multiplied by at ``beta``, so that the weight of a new layer is the same at every temperature.
 
     All logits start at +-0.5. At a finite temperature an open bit then counts f(0.5) - f(-0.5) = tanh(beta / 4), and
     an open mask f(0.5). Dividing by both leaves the network as it was, with or without batch norm. A frozen mask is
     constant and needs no gain. Continuous sparsification (arXiv 1912.04427) divides likewise.
     """
-    open_bit = math.tanh(beta * LOGIT / 2)
-    return 1 / open_bit if frozen else (1 + math.exp(-beta * LOGIT)) / open_bit
+    (beta,) = at_least_float32(beta)
+    open_bit = torch.tanh(beta * (LOGIT / 2))
+    return 1 / open_bit if frozen else (1 + torch.exp(-beta * LOGIT)) / open_bit
+
+
+def plain_sum(
+    p: Tensor, n: Tensor, q: Tensor | None, scale: Tensor, place: Tensor,
+    beta: Tensor | float, gain: Tensor | float, planes: int,
+) -> Tensor:  # fmt: skip
+    """The relaxed weight, flat ``[numel]``, as autograd would compute it: all derivatives, at 64 bytes a weight.
+
+    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once ``q`` is None.
+    """
+    p, n, scale, place = at_least_float32(p, n, scale, place)
+    with no_autocast(p):
+        worth = place if q is None else place * gate(at_least_float32(q)[0], beta)
+        return unit_step(scale, planes) * gain * (worth @ (gate(p, beta) - gate(n, beta)))
 
 
 class PlaneSum(torch.autograd.Function):
-    """The relaxed weight, flat ``[numel]``, in one pass that stores nothing but its own inputs.
+    """:func:`plain_sum` in one pass that stores nothing but its own inputs.
 
-    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once ``q`` is None. The sum comes
-    first, in float32 at least: with hard gates it is an integer, and one product makes it a weight. The backward pass
-    computes the gates again, because keeping them would take 64 bytes a weight.
+    The sum comes first, in float32 at least: with hard gates it is an integer, and one product makes it a weight. The
+    backward pass computes the gates again, because keeping them would take 64 bytes a weight.
     """
 
     @staticmethod
@@ -60,11 +74,23 @@ class PlaneSum(torch.autograd.Function):
         return *_gradients(grad, ctx.planes, *inputs), None, None, None, None
 
 
-def _gradients(
+def _gradients(grad: Tensor, planes: int, *given: Any) -> tuple[Tensor | None, ...]:
+    """By p, n, q and scale, from the gradient by the weight, ``[numel]``."""
+    inputs: Any = given
+    if not torch.is_grad_enabled():
+        return _fused_gradients(grad, planes, *inputs)
+    # create_graph=True: these gradients are to be derived once more
+    wanted = {i: t for i, t in enumerate(inputs[:4]) if t is not None and t.requires_grad}
+    weight = plain_sum(*inputs, planes) + 0 * sum(t.sum() for t in wanted.values())
+    found = torch.autograd.grad(weight, list(wanted.values()), grad, create_graph=True)
+    by = dict(zip(wanted, found))
+    return by.get(0), by.get(1), by.get(2), by.get(3)
+
+
+def _fused_gradients(
     grad: Tensor, planes: int, p: Tensor, n: Tensor, q: Tensor | None, scale: Tensor, place: Tensor,
     beta: Tensor | float, gain: Tensor | float,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """By p, n, q and scale, from the gradient by the weight, ``[numel]``."""
     kinds, grad_q = (p.dtype, scale.dtype), None
     slope = 0.0 if isinstance(beta, float) else beta
     p, n, scale, place = at_least_float32(p, n, scale, place)
@@ -76,7 +102,7 @@ def _gradients(
         column = (scale * unit * slope) * worth  # times f (1 - f) it is the slope of the weight by p
         if q is not None:
             grad_q = (column * inner * (1 - m)).to(q.dtype)
-        grad_scale = unit * (worth @ inner)
+        grad_scale = (unit * (worth @ inner)).view(scale.shape)
         # Large tensors change in place: new ones cost more than the sums.
         grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column.view(-1, 1))
         grad_n = g.addcmul_(g, g, value=-1).mul_(grad).mul_(-column.view(-1, 1))

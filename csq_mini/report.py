@@ -6,15 +6,17 @@ need in a file, sign included. *Bytes* are the stored bits of all its weights, r
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .modules import unwrap
+from .check import shown
+from .modules import named_modules, owner_of, state_once
 from .scheme import schemes
 
 if TYPE_CHECKING:
@@ -49,6 +51,20 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class FloatPart:
+    """A parameter or buffer that stays as it is."""
+
+    name: str
+    kind: str  # class of the layer that has it; empty if unknown
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def values(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class Total:
     """Sums of a report. Averages are weighted by layer size."""
 
@@ -73,10 +89,14 @@ class Total:
 
 
 class Report:
-    """A table of the quantized layers, to print or to show: ``rows`` of :class:`LayerReport`, and a :class:`Total`."""
+    """A table of the quantized layers, to print or to show.
 
-    def __init__(self, rows: list[LayerReport], total: Total):
-        self.rows, self.total = rows, total
+    ``rows`` has a :class:`LayerReport` for each, ``floats`` a :class:`FloatPart` for all else that the model holds, and
+    ``total`` the sums.
+    """
+
+    def __init__(self, rows: list[LayerReport], total: Total, floats: Sequence[FloatPart] = ()):
+        self.rows, self.total, self.floats = rows, total, list(floats)
 
     def to_pandas(self) -> pandas.DataFrame:
         """The rows as a DataFrame, a column for each field of :class:`LayerReport`."""
@@ -85,20 +105,29 @@ class Report:
         return pandas.DataFrame([vars(row) for row in self.rows])
 
     def summary(self) -> list[str]:
-        """The totals as lines of text."""
+        """The totals as lines of text, the whole model first."""
         t = self.total
+        values, now = t.weights + t.float_values, t.bytes + t.float_bytes
         return [
-            f"{t.weights} weights in {t.layers} layers: {t.paper_bits:.3f} paper bits, "
-            f"{t.stored_bits:.3f} stored bits a weight",
-            f"{t.bytes} bytes packed, {t.float_bytes} bytes stay float ({t.float_values} values)",
-            f"compression {t.paper_compression:.1f}x by paper bits (32 / bits), {t.compression:.1f}x by bytes",
+            f"whole model: {values} values, {t.weights / max(values, 1):.1%} of them quantized; "
+            f"{t.original_bytes} bytes become {now}, {t.compression:.1f}x smaller",
+            f"quantized: {t.weights} weights in {t.layers} layers, {t.bytes} bytes; {t.paper_bits:.3f} paper bits a weight "
+            f"(32 over them: {t.paper_compression:.1f}x), {t.stored_bits:.3f} stored bits",
+            f"stays float: {t.float_values} values, {t.float_bytes} bytes; {self._float_weights()}",
             "planes: most significant first; 1 learned, F filled at the freeze, . dropped",
         ]
+
+    def _float_weights(self) -> str:
+        """The largest of what has two dimensions and more: weights that nobody quantized."""
+        found = sorted((part for part in self.floats if len(part.shape) > 1), key=lambda part: -part.values)
+        listed = [f"{shown(x.name)} {'x'.join(map(str, x.shape))}{x.kind and f' of {x.kind}'}" for x in found[:4]]
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        return f"weights among it: {', '.join(listed) or 'none'}{more}"
 
     def __str__(self) -> str:
         head: tuple[str, ...] = ("layer", "kind", "shape", "weights", "share", "planes", "paper", "stored", "bytes")
         body: list[tuple[str, ...]] = [
-            (r.name or "(model)", r.kind, "x".join(map(str, r.shape)), str(r.weights), f"{r.share:.1%}",
+            (shown(r.name) or "(model)", r.kind, "x".join(map(str, r.shape)), str(r.weights), f"{r.share:.1%}",
              r.planes, str(r.paper_bits), str(r.stored_bits), str(r.bytes))
             for r in self.rows
         ]  # fmt: skip
@@ -114,29 +143,34 @@ class Report:
 
     def _repr_html_(self) -> str:
         table = self.to_pandas().drop(columns="filled").rename(columns={"name": "layer"})
+        table["layer"] = [html.escape(shown(name)) for name in table["layer"]]
         table["shape"] = ["x".join(map(str, shape)) for shape in table["shape"]]
         table["planes"] = [f"<code>{planes}</code>" for planes in table["planes"]]
-        shown = table.rename(columns=lambda c: c.replace("_", " "))
-        html = shown.to_html(index=False, border=0, escape=False, justify="left", formatters={"share": "{:.1%}".format})
-        return html + "<p>" + "<br>".join(self.summary()) + "</p>"
+        titled = table.rename(columns=lambda c: c.replace("_", " "))
+        look: Any = {"index": False, "border": 0, "justify": "left", "formatters": {"share": "{:.1%}".format}}
+        text = titled.to_html(escape=False, **look)  # escaped above
+        return text + "<p>" + "<br>".join(map(html.escape, self.summary())) + "</p>"
 
 
 def report(model: nn.Module) -> Report:
     """What each layer of a hardened model keeps, or of a converted one with all gates hard."""
     found = schemes(model)
-    kinds = {name: getattr(layer, "float_class", type(layer)).__name__ for name, (layer, _) in found.items()}
+    kinds = {k: getattr(m, "float_class", type(m)).__name__ for k, m in named_modules(model)}
     layers = [(k, kinds[k], tuple(s.codes.shape), s.planes, stored_bits(s.codes)) for k, (_, s) in found.items()]
     ours = {f"{name}.weight".lstrip(".") for name in found}
     prefixes = tuple(f"{name}.csq.".lstrip(".") for name in found)
-    state = unwrap(model).state_dict()
-    rest = [t for key, t in state.items() if key not in ours and not key.startswith(prefixes)]
-    return tabulate(layers, sum(t.numel() for t in rest), sum(t.numel() * t.element_size() for t in rest))
+    floats = [
+        FloatPart(key, kinds.get(owner_of(key), ""), tuple(t.shape), t.nbytes)
+        for key, t in state_once(model)[0].items() if key not in ours and not key.startswith(prefixes)
+    ]  # fmt: skip
+    return tabulate(layers, floats)
 
 
 def tabulate(
-    layers: Sequence[tuple[str, str, tuple[int, ...], str, int]], float_values: int, float_bytes: int
-) -> Report:
+    layers: Sequence[tuple[str, str, tuple[int, ...], str, int]], floats: Sequence[FloatPart] = ()
+) -> Report:  # fmt: skip
     """The report on layers given as (name, kind, shape, planes, stored bits), and on what stays float."""
+    float_bytes = sum(part.bytes for part in floats)
     weights = sum(math.prod(shape) for _, _, shape, _, _ in layers)
     rows = [
         LayerReport(
@@ -152,8 +186,8 @@ def tabulate(
         paper_bits=sum(r.weights * r.paper_bits for r in rows) / max(weights, 1),
         stored_bits=sum(r.weights * r.stored_bits for r in rows) / max(weights, 1),
         bytes=sum(r.bytes for r in rows) + torch.float32.itemsize * len(rows),
-        float_values=float_values,
+        float_values=sum(part.values for part in floats),
         float_bytes=float_bytes,
         original_bytes=torch.float32.itemsize * weights + float_bytes,
     )
-    return Report(rows, total)
+    return Report(rows, total, floats)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .bits import at_least_float32, planes_to_integer, unit_step
-from .modules import unwrap
-from .planes import FILLED, Planes
+from .modules import named_modules
+from .planes import DROPPED, FILLED, Planes
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,14 @@ class Integers(NamedTuple):
 
 
 @torch.no_grad()
-def harden_planes(planes: Planes) -> Scheme:
-    """What the planes of a layer stand for with every gate hard: 1[x > 0]."""
+def harden_planes(planes: Planes, name: str = "") -> Scheme:
+    """What the planes of the layer ``name`` stand for with every gate hard: 1[x > 0].
+
+    ValueError if a logit or the scale is not finite, or the mask is none that a freeze has made.
+    """
+    _check_planes(planes, name)
     kept = tuple(planes.open.nonzero().flatten().tolist())
-    filled = () if planes.mask is None else tuple((planes.mask == FILLED).nonzero().flatten().tolist())
+    filled = () if planes.mask is None else tuple((planes.mask.round() == FILLED).nonzero().flatten().tolist())
     # Once frozen, p and n begin with the lowest plane kept; until then they have all planes.
     rows, low = (True, 0) if planes.frozen else (planes.open.view(-1, 1), min(kept, default=0))
     codes = planes_to_integer((planes.p > 0) & rows, (planes.n > 0) & rows) >> low
@@ -61,20 +65,34 @@ def harden_planes(planes: Planes) -> Scheme:
     return Scheme(planes.available, kept, filled, step0 * 2 ** min(kept, default=0), codes.view(planes.shape))
 
 
+def _check_planes(planes: Planes, name: str) -> None:
+    for key, tensor in planes.named_parameters():
+        if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
+            raise ValueError(f"layer {name} has diverged: its {key} holds NaN or infinity; go back to a checkpoint and "
+                             "lower the learning rate")  # fmt: skip
+    if planes.frozen:
+        marks, kept = planes.mask.round(), planes.open.nonzero().flatten()
+        whole = bool((planes.mask - marks).abs().max() < 0.01) and bool(((marks >= DROPPED) & (marks <= FILLED)).all())
+        if not whole or len(kept) != len(planes.p) or len(kept) and int(kept[-1] - kept[0]) >= len(kept):
+            raise ValueError(f"layer {name} has planes {planes.mask.tolist()}, which no freeze has made: if this is an "
+                             "average, make it anew after budget.freeze()")  # fmt: skip
+
+
 def schemes(model: nn.Module) -> dict[str, tuple[nn.Module, Scheme]]:
     """Quantized layers of a hardened model, or of a converted one as it is at present: name -> (layer, scheme).
 
     ValueError if there is none, or the weight of a hardened layer has been changed since.
     """
     found: dict[str, tuple[nn.Module, Scheme]] = {}
-    for name, module in unwrap(model).named_modules():
+    for name, module in named_modules(model):
         known: Any = getattr(module, "csq", None)
         if isinstance(known, Planes):
-            found[name] = module, harden_planes(known)
+            found[name] = module, harden_planes(known, name)
         elif isinstance(known, Scheme):
             weight: Any = module.weight
             if not torch.equal(known.weight(weight.dtype, weight.device), weight):
-                raise ValueError(f"{name}.weight is no longer step * integer: it was changed after hardening")
+                raise ValueError(f"{name}.weight is no longer step * integer: it was changed or cast to {weight.dtype} "
+                                 "after hardening; change or cast the converted model, and harden that")  # fmt: skip
             found[name] = module, known
     if not found:
         raise ValueError(f"{type(model).__name__} has no quantized layer: call csq.convert(model) first")

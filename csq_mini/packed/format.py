@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..report import Report, tabulate
+from ..report import FloatPart, Report, tabulate
 from ..scheme import Scheme
 
 FORMAT = 1  # version; a reader refuses a newer one
@@ -100,8 +100,7 @@ class Packed:
     def report(self) -> Report:
         """The table that :func:`csq_mini.report` makes of a model."""
         layers = [(x.name, "", x.shape, x.planes, x.bits) for x in self.layers.values()]
-        values = sum(math.prod(shape) for _, shape, _ in self.floats.values())
-        return tabulate(layers, values, sum(len(data) for _, _, data in self.floats.values()))
+        return tabulate(layers, [FloatPart(k, "", shape, len(data)) for k, (_, shape, data) in self.floats.items()])
 
     def __str__(self) -> str:
         report, payload = self.report(), sum(len(layer.payload) for layer in self.layers.values())

@@ -22,7 +22,7 @@ def scheme(row: Row) -> Figure:
     model = models.get(row.model)(num_classes=CLASSES.get(row.data, 10))
     shapes = {name: tuple(model.get_parameter(f"{name}.weight").shape) for name in row.scheme}
     layers = [(name, "", shapes[name], planes, 0) for name, planes in row.scheme.items()]
-    return plots.scheme(tabulate(layers, float_values=0, float_bytes=0))
+    return plots.scheme(tabulate(layers))
 
 
 def accuracy_size(rows: pandas.DataFrame, published: Iterable[Mapping[str, Any]]) -> Figure:
