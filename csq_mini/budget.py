@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .check import floors, kept_counts, number
 from .gates import gate
 from .planes import Planes, csq_layers
+from .relaxed import no_autocast
 
 
 class Budget:
@@ -76,7 +77,7 @@ class Budget:
         first, *_ = layers = list(self.layers.values())
         if self.frozen:
             return first.scale.new_zeros(())
-        with torch.autocast(first.p.device.type, enabled=False):
+        with no_autocast(first.p):
             return self._penalty(layers)
 
     def _penalty(self, layers: list[Planes]) -> Tensor:

@@ -92,7 +92,7 @@ def floats_in_words(model: nn.Module, owners: Mapping[str, Any], convertible: tu
     Empty for a small share, unless one of the layers is of a convertible class: then it is weight norm, pruning or
     another parametrization that keeps it float.
     """
-    values = {name: p.numel() for name, p in model.named_parameters()}
+    values = {name: p.numel() for name, p in model.named_parameters() if not nn.parameter.is_lazy(p)}
     share = sum(values[key] for key in owners) / max(sum(values.values()), 1)
     blocked = [key for key, owner in owners.items() if isinstance(owner, convertible)]
     if share <= 0.05 and not blocked:

@@ -4,7 +4,7 @@
 from planes; :func:`harden` gives a plain torch model again.
 """
 
-import copy
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -61,14 +61,11 @@ class Converted(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         weight = state_dict.pop(prefix + "weight", None)
         if weight is not None:
-            errors, planes = args[-1], copy.deepcopy(self.csq)
             try:
-                if weight.shape != planes.shape:
-                    raise ValueError(f"shape {tuple(weight.shape)}, but the layer has {tuple(planes.shape)}")
-                planes.load_float(weight.to(planes.scale))
+                self.csq.load_float(weight)
             except ValueError as error:
-                errors.append(f"{prefix}weight: {error}")
-            state_dict.update({f"{prefix}csq.{key}": value for key, value in planes.state_dict().items()})
+                args[-1].append(f"{prefix}weight: {error}")
+            state_dict.update({f"{prefix}csq.{key}": value for key, value in self.csq.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -137,8 +134,8 @@ def convertible(model: nn.Module, skip: str | Iterable[str] = ()) -> tuple[dict[
     left = {key: owner for key, (name, owner) in floats.items() if name in named}
     words = floats_in_words(unwrap(model), left, CONVERTIBLE)
     if not chosen:
-        why = "every layer is skipped" if layers else words or "no convolution, linear or embedding layer with a weight"
-        raise ValueError(f"{type(unwrap(model)).__name__} has nothing to convert: {why}")
+        why = "every layer is skipped" if layers else "no convolution, linear or embedding layer with a weight"
+        raise ValueError(f"{type(unwrap(model)).__name__} has nothing to convert: {words or why}")
     refuse_tied(unwrap(model), chosen)
     for name, module in chosen.items():
         check_layer(name, module)
@@ -148,10 +145,8 @@ def convertible(model: nn.Module, skip: str | Iterable[str] = ()) -> tuple[dict[
 def _floats(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, tuple[str, nn.Module]]:
     """Weights (parameters of two dimensions and more) that are in no convertible layer: name -> its owner's, and it."""
     modules, ours = dict(named_modules(model)), {id(layer.weight) for layer in layers.values()}
-    return {
-        key: (owner, modules[owner]) for key, p in unwrap(model).named_parameters()
-        if p.ndim > 1 and p.is_floating_point() and id(p) not in ours for owner in [owner_of(key)]
-    }  # fmt: skip
+    own = {k: p for k, p in unwrap(model).named_parameters() if id(p) not in ours and not nn.parameter.is_lazy(p)}
+    return {k: (owner_of(k), modules[owner_of(k)]) for k, p in own.items() if p.ndim > 1 and p.is_floating_point()}
 
 
 def _own_weight(module: nn.Module) -> nn.Parameter | None:
@@ -170,10 +165,15 @@ def _convert_layer(module: Any, planes: int) -> None:
 def set_temperature(model: nn.Module, beta: float) -> None:
     """Set the temperature of every converted layer, above zero; ``math.inf`` makes every gate exactly 1[x > 0].
 
-    Works on DDP and compiled wrappers too, which are not compiled anew as it moves.
+    Works on DDP and compiled wrappers too, which are not compiled anew as it moves. ValueError if it is no temperature,
+    or more than a layer's type holds, such as 65504 in float16; nothing changes then.
     """
-    beta = check_temperature(beta)
-    for planes in csq_layers(model).values():
+    beta, layers = check_temperature(beta), csq_layers(model).values()
+    narrow = min((planes.beta.dtype for planes in layers), key=lambda dtype: torch.finfo(dtype).max)
+    if torch.finfo(narrow).max < beta < math.inf:
+        raise ValueError(f"a temperature of {beta:g} is more than {narrow} holds: use at most "
+                         f"{torch.finfo(narrow).max:g} or, for the hard gate, math.inf")  # fmt: skip
+    for planes in layers:
         planes.set_beta(beta)
 
 

@@ -20,9 +20,9 @@ def gate(x: Tensor, beta: float | Tensor) -> Tensor:
     """How far the gates of logits ``x`` (any shape) are open: sigmoid(beta x), in the shape and dtype of ``x``.
 
     ``math.inf`` is the hard gate, *defined* as 1[x > 0]: the limit at x = 0 is 1/2, and inf * 0 is not a number. A
-    tensor ``beta`` is taken as finite.
+    tensor ``beta`` is taken as finite, above zero. ValueError for a number that is no temperature.
     """
-    if isinstance(beta, float) and math.isinf(beta):
+    if not isinstance(beta, Tensor) and math.isinf(check_temperature(beta)):
         return (x > 0).to(x.dtype)
     # Kept eps away from 0 and 1: beyond that the gate and its slope are denormal numbers, 20 times slower on a CPU.
     limit = -math.log(torch.finfo(x.dtype).eps)

@@ -13,7 +13,12 @@ COMPILED = "_orig_mod"  # what torch.compile calls the module that it wraps
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a (Distributed)DataParallel, AveragedModel or torch.compile wrapper, or the model itself."""
+    """The model inside a (Distributed)DataParallel, AveragedModel or torch.compile wrapper, or the model itself.
+
+    ValueError if it is no ``torch.nn.Module``.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a model must be a torch.nn.Module, got {model!r:.80}")
     if isinstance(model, WRAPPERS):
         return unwrap(model.module)
     inner = getattr(model, COMPILED, None)
@@ -35,7 +40,7 @@ def named_modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[t
 def owner_of(key: str) -> str:
     """Name of the layer that a parameter belongs to, given the parameter's; a parametrized layer owns its originals."""
     owner = plain_name(key).rpartition(".")[0]
-    return owner.partition(".parametrizations.")[0] if ".parametrizations." in f".{owner}." else owner
+    return f".{owner}.".partition(".parametrizations.")[0].strip(".")
 
 
 def state_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

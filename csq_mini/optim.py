@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .activations import PACT
+from .check import number
 from .modules import unwrap
 from .planes import Planes
 
@@ -38,10 +39,13 @@ def parameter_groups(
         logit_lr: rate of the bit logits; None is ten times ``lr``.
         weight_decay: at least 0.
 
+    Raises ValueError for a rate or decay that is negative, infinite or not a number.
+
     Returns:
         Groups, each with a ``name``. Empty ones are left out, and so are parameters that need no gradient.
     """
-    logit_lr = 10 * lr if logit_lr is None else logit_lr
+    lr, weight_decay = number("lr", lr), number("weight_decay", weight_decay)
+    logit_lr = 10 * lr if logit_lr is None else number("logit_lr", logit_lr)
     modules = list(unwrap(model).modules())
     sizes = [m.shape.numel() for m in modules if isinstance(m, Planes)]
     mean = sum(sizes) / max(len(sizes), 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .bits import at_least_float32, integer_to_planes, place_values, quantization_scale, round_to_grid, unit_step
 from .check import Retired, check_finite, other_phase, refuse_old_wrapper
 from .gates import LOGIT
-from .modules import named_modules
+from .modules import named_modules, unwrap
 from .relaxed import CHUNK, AllWeights, PlaneSum, gain, plain_sum
 
 DROPPED, LEARNED, FILLED = 0, 1, 2
@@ -44,7 +44,7 @@ class Planes(nn.Module):
         self.shape, size = weight.shape, weight.numel()
         self.ahead: Tensor | None = None  # within :func:`computed_ahead`
         for name, shape in (("q", (planes,)), ("scale", ()), ("p", (planes, size)), ("n", (planes, size))):
-            value = weight.detach().new_full(shape, LOGIT)
+            value = weight.detach().new_full(shape, 0 if name == "scale" else LOGIT)
             self.register_parameter(name, nn.Parameter(value, requires_grad=weight.requires_grad))
         self.register_buffer("beta", weight.detach().new_full((), math.inf))
         self.register_buffer("mask", None)
@@ -107,10 +107,6 @@ class Planes(nn.Module):
 
     def set_beta(self, beta: float) -> None:
         """Set the temperature, above zero; ``math.inf`` makes every gate hard."""
-        largest = torch.finfo(self.beta.dtype).max
-        if largest < beta < math.inf:
-            raise ValueError(f"a temperature of {beta:g} is more than {self.beta.dtype} holds: use at most {largest:g} "
-                             "or, for the hard gate, math.inf")  # fmt: skip
         self.beta.fill_(beta)
         self.was_hard = math.isinf(beta)
 
@@ -126,19 +122,28 @@ class Planes(nn.Module):
 
     @torch.no_grad()
     def load_float(self, weight: Tensor) -> None:
-        """Round a float weight of this shape to the planes there are.
+        """Round a float weight of this shape to the planes there are, all of them open again.
 
-        Raises ValueError if a weight is not finite; nothing is changed then.
+        The scale becomes that of the weight, unless its integers are multiples of the present step already, as those of
+        a hardened model are. Raises ValueError for another shape or a weight that is not finite; nothing changes then.
         """
+        if weight.shape != self.shape:
+            raise ValueError(f"shape {tuple(weight.shape)}, but the layer has {tuple(self.shape)}")
         check_finite(weight)
+        weight = weight.to(self.scale.device, self.scale.dtype)
         (scale,) = at_least_float32(quantization_scale(weight))
         kept = self.open.nonzero().flatten().tolist() if self.frozen else range(self.available)
         low, high = (kept[0], kept[-1] + 1) if kept else (0, 0)
         if high - low < self.available and kept:  # the largest weight gets the largest code of those kept
             scale = scale * (2**self.available - 1) / (2**high - 2**low)
-        self._round(weight, scale, low, high)
+        self._round(weight, self.scale.clone() if self._on_grid(weight, low, high) else scale, low, high)
         if self.q is not None:
             self.q.fill_(LOGIT)
+
+    def _on_grid(self, weight: Tensor, low: int, high: int) -> bool:
+        """Whether the weight is a product of the present step and integers that planes ``low`` to ``high - 1`` hold."""
+        step = unit_step(at_least_float32(self.scale)[0], self.available)
+        return bool(step) and torch.equal((step * round_to_grid(weight, step, low, high)).to(weight.dtype), weight)
 
     @torch.no_grad()
     def freeze(self, count: int) -> None:
@@ -190,7 +195,7 @@ def csq_layers(model: nn.Module) -> dict[str, Planes]:
 
 def has_planes(model: nn.Module) -> bool:
     """Whether a layer of the model is converted."""
-    return any(isinstance(m, Planes) for m in model.modules())
+    return any(isinstance(m, Planes) for m in unwrap(model).modules())
 
 
 @contextmanager

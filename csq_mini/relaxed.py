@@ -74,14 +74,14 @@ class PlaneSum(torch.autograd.Function):
         return *_gradients(grad, ctx.planes, *inputs), None, None, None, None
 
 
-def _gradients(grad: Tensor, planes: int, *given: Any) -> tuple[Tensor | None, ...]:
+def _gradients(grad: Tensor, planes: int, *inputs: Any) -> tuple[Tensor | None, ...]:
     """By p, n, q and scale, from the gradient by the weight, ``[numel]``."""
-    inputs: Any = given
     if not torch.is_grad_enabled():
         return _fused_gradients(grad, planes, *inputs)
     # create_graph=True: these gradients are to be derived once more
     wanted = {i: t for i, t in enumerate(inputs[:4]) if t is not None and t.requires_grad}
-    weight = plain_sum(*inputs, planes) + 0 * sum(t.sum() for t in wanted.values())
+    again: Any = plain_sum
+    weight = again(*inputs, planes) + 0 * sum(t.sum() for t in wanted.values())
     found = torch.autograd.grad(weight, list(wanted.values()), grad, create_graph=True)
     by = dict(zip(wanted, found))
     return by.get(0), by.get(1), by.get(2), by.get(3)
@@ -139,4 +139,5 @@ def _by_weight(inputs: Any) -> list[Any]:
 def no_autocast(t: Tensor) -> AbstractContextManager[Any]:
     """Keeps float32 arithmetic float32 where the caller has autocast on; free where it is off."""
     kind = t.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()

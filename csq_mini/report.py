@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,8 +112,8 @@ class Report:
         return [
             f"whole model: {values} values, {t.weights / max(values, 1):.1%} of them quantized; "
             f"{t.original_bytes} bytes become {now}, {t.compression:.1f}x smaller",
-            f"quantized: {t.weights} weights in {t.layers} layers, {t.bytes} bytes; {t.paper_bits:.3f} paper bits a weight "
-            f"(32 over them: {t.paper_compression:.1f}x), {t.stored_bits:.3f} stored bits",
+            f"quantized: {t.weights} weights in {t.layers} layers, {t.bytes} bytes; {t.paper_bits:.3f} paper bits "
+            f"(32 over them: {t.paper_compression:.1f}x), {t.stored_bits:.3f} stored bits a weight",
             f"stays float: {t.float_values} values, {t.float_bytes} bytes; {self._float_weights()}",
             "planes: most significant first; 1 learned, F filled at the freeze, . dropped",
         ]
@@ -139,7 +140,8 @@ class Report:
             "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
             for row in (head, *body)
         ]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", *self.summary()])
+        folded = [line for text in self.summary() for line in textwrap.wrap(text, 110, subsequent_indent="  ")]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", *folded])
 
     def _repr_html_(self) -> str:
         table = self.to_pandas().drop(columns="filled").rename(columns={"name": "layer"})

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 
 import pytest
 import torch
@@ -122,7 +123,8 @@ def test_modules_without_a_weight_to_quantize_are_left_alone():
         nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
     )  # fmt: skip
     kinds = [type(m) for m in model]
-    assert csq.convert(model) == ["0"]
+    with pytest.warns(UserWarning, match="stays float"):
+        assert csq.convert(model) == ["0"]
     assert [type(m) for m in model][1:] == kinds[1:] and type(model[0]) is not nn.Linear
 
 
@@ -131,6 +133,74 @@ def test_skip_takes_patterns_of_whole_dotted_names():
     assert csq.convert(model, skip=("blocks.*", "embed")) == ["conv.0.0"]
     assert type(model.embed) is nn.Embedding and type(model.again) is Doubled
     assert csq.convert(Net(), skip="again") == ["embed", "blocks.a.0.0", "conv.0.0"]  # either name of a shared layer
+
+
+# What stays float is named
+
+
+class Mixed(nn.Module):
+    """Weights of many kinds that are no convolution's, linear layer's or embedding's."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.attention = nn.Linear(8, 2), nn.MultiheadAttention(8, 2)
+        self.rnn, self.bag, self.bilinear = nn.LSTM(8, 8), nn.EmbeddingBag(8, 8), nn.Bilinear(4, 4, 4)
+        self.raw = nn.Parameter(torch.randn(6, 5))
+        self.listed = nn.ParameterList([torch.randn(7, 3)])
+
+
+def pruned(layer):
+    return nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+
+
+WRAPS = {"weight_norm": nn.utils.parametrizations.weight_norm, "spectral_norm": nn.utils.parametrizations.spectral_norm,
+         "orthogonal": nn.utils.parametrizations.orthogonal, "pruned": pruned,
+         "old weight_norm": nn.utils.weight_norm, "old spectral_norm": nn.utils.spectral_norm}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm", "ignore:.*spectral_norm")
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_layer_that_computes_its_weight_is_named_and_can_be_skipped(wrap):
+    def build():
+        return nn.Sequential(WRAPS[wrap](nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 600))
+
+    model = build()
+    with pytest.warns(UserWarning, match=r"stays float: 0\..*Linear \(16 values\).*remove weight norm.*skip"):
+        assert csq.convert(model) == ["2"]
+    model(torch.randn(3, 4)).sum().backward()
+    shown = str(csq.report(csq.harden(model)))
+    assert "weights among it: 0." in shown and "4x4 of" in shown
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert csq.convert(build(), skip="0") == ["2"]
+    with pytest.raises(ValueError, match=r"nothing to convert: 0\..*remove weight norm"):
+        csq.convert(build(), skip="2")
+
+
+def test_all_other_weights_are_named_with_their_share():
+    model = Mixed()
+    with pytest.warns(UserWarning) as said:
+        assert csq.convert(model) == ["head", "attention.out_proj"]
+    (text,) = (str(w.message) for w in said)
+    values = sum(p.numel() for p in Mixed().parameters())
+    left = 256 + 256 + 192 + 64 + 64 + 30 + 21
+    assert "rnn.weight_ih_l0 of LSTM (256 values)" in text and "attention.in_proj_weight of MultiheadAttention" in text
+    assert f"and 3 more, {left / values:.1%} of the parameters" in text
+    report = csq.report(model)
+    assert {part.name for part in report.floats if len(part.shape) > 1} == {
+        "raw", "listed.0", "rnn.weight_ih_l0", "rnn.weight_hh_l0", "bag.weight", "bilinear.weight",
+        "attention.in_proj_weight"}  # fmt: skip
+    assert f"whole model: {values} values, {(16 + 64) / values:.1%} of them quantized" in str(report)
+
+
+def test_a_few_values_and_what_was_skipped_are_left_in_peace():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        csq.convert(Mixed(), skip=("rnn", "bag", "attention", "bilinear", "listed", ""))
+        csq.convert(conv_net(bias=True), skip="11")
+        small = nn.Sequential(nn.Linear(100, 20))
+        small.register_parameter("raw", nn.Parameter(torch.randn(10, 10)))  # 4.6 % of the model
+        csq.convert(small)
 
 
 # Refusals: each leaves the model as it was

@@ -5,6 +5,7 @@ import torch
 from conftest import converted
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import csq_mini as csq
 from csq_mini.gates import gate
@@ -76,3 +77,20 @@ def test_a_bad_temperature_is_refused_and_the_old_one_stays(beta):
 def test_a_model_never_converted_has_no_temperature():
     with pytest.raises(ValueError, match="Linear.*convert"):
         csq.set_temperature(torch.nn.Linear(2, 2), 1.0)
+
+
+@pytest.mark.parametrize("beta", [-1, 0, -1.0, math.nan, "hot", None, 1e9])
+def test_a_gate_refuses_what_is_no_temperature(beta):
+    with pytest.raises(ValueError, match="a temperature must be a number above 0"):
+        csq.gate(torch.zeros(2), beta)
+
+
+@pytest.mark.parametrize("dtype, beta, largest", [(torch.float16, 1e5, "65504"), (torch.float16, 65505.0, "65504")])
+def test_a_temperature_that_the_type_cannot_hold_is_refused(dtype, beta, largest):
+    model = converted(nn.Sequential(nn.Linear(8, 4))).to(dtype)
+    csq.set_temperature(model, 65504.0)
+    with pytest.raises(ValueError, match=f"more than torch.float16 holds: use at most {largest}"):
+        csq.set_temperature(model, beta)
+    with torch.no_grad():
+        model[0].csq.p[0, 0] = 0
+    assert model[0].weight.isfinite().all() and float(model[0].csq.beta) == 65504.0

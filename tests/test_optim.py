@@ -92,3 +92,10 @@ def test_training_moves_bits_masks_and_scales():
     (F.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8)) + budget.penalty()).backward()
     optimizer.step()
     assert not [k for k, v in model.named_parameters() if torch.equal(before[k], v)]
+
+
+@pytest.mark.parametrize("name", ["lr", "logit_lr", "weight_decay"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", True])
+def test_a_rate_that_is_none_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number"):
+        csq.parameter_groups(nn.Linear(2, 2), **{"lr": 0.1, name: value})

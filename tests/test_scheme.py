@@ -198,3 +198,31 @@ def test_judging_hard_in_mid_training_leaves_it_bit_identical(frozen):
         ends.append((model, torch.get_rng_state()))
     (plain, state), (watched, same) = ends
     assert same_state(plain, watched) and torch.equal(state, same) and not same_state(plain, start)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("what", ["p", "n", "q", "scale"])
+def test_a_layer_that_has_diverged_is_not_hardened(what, frozen, bad):
+    model = converted(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2)))
+    if frozen:
+        csq.Budget(model, 3.0).freeze()
+    logits = getattr(model[1].csq, what)
+    if logits is None:
+        return
+    with torch.no_grad():
+        logits.view(-1)[-1] = bad
+    for call in (csq.harden, csq.report, csq.integers):
+        with pytest.raises(ValueError, match=f"layer 1 has diverged: its {what} holds NaN or infinity"):
+            call(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_cast_that_changes_the_weight_says_so(dtype):
+    exact = csq.harden(converted(nn.Sequential(nn.Linear(8, 4))))
+    exact.to(dtype)
+    if dtype == torch.float16:  # rounded once from float32: as hardened from a half model
+        assert csq.integers(exact)
+        exact.float()
+    with pytest.raises(ValueError, match=r"0.weight is no longer step \* integer.* or cast to torch.float"):
+        csq.integers(exact)
