@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TOKENS, Doubled, Net, conv_net, converted, layers_of, rounded, shake, snapshot, unchanged
 from torch import nn
+from torch.nn.utils import prune
 
 import csq_mini as csq
 
@@ -150,7 +151,7 @@ class Mixed(nn.Module):
 
 
 def pruned(layer):
-    return nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+    return prune.l1_unstructured(layer, "weight", 0.5)
 
 
 WRAPS = {"weight_norm": nn.utils.parametrizations.weight_norm, "spectral_norm": nn.utils.parametrizations.spectral_norm,

@@ -133,3 +133,19 @@ def test_a_model_of_nothing_or_of_zeros_has_a_report(shape):
     total = csq.report(csq.harden(layer)).total
     assert (total.paper_bits, total.stored_bits, total.paper_compression) == (0, 0, math.inf)
     assert str(csq.report(layer)) and csq.report(layer)._repr_html_()
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a&b", "\x1b[31mred", "two\nlines", "ünïcode 層"])
+def test_a_name_from_elsewhere_is_shown_and_never_runs(name, tmp_path):
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(4, 4))
+    model.register_parameter(name + "w", nn.Parameter(torch.ones(2, 2)))
+    csq.convert(model, skip="")
+    exact = csq.harden(model)
+    csq.save_packed(exact, tmp_path / "named.safetensors")
+    for report in (csq.report(model), csq.report(exact), csq.verify_packed(tmp_path / "named.safetensors").report()):
+        text, page = str(report), report._repr_html_()
+        assert "<script" not in page and "a&b" not in page
+        assert all(c.isprintable() or c == "\n" for c in text + page)
+        assert len(text.splitlines()) == len(str(csq.report(converted(nn.Sequential(nn.Linear(4, 4))))).splitlines())
+    assert name.isprintable() == (name in str(csq.report(exact)))
