@@ -51,7 +51,7 @@ class Budget:
         if len({planes.available for planes in self.layers.values()}) > 1:
             raise ValueError("the layers have different numbers of planes: convert the whole model in one call")
         self.floor = floors(self._available(), floor)
-        self.target = self._check_target(target)
+        self.target = check_target(target, self.weights, self._available(), self.floor)
         self.strength = number("strength", strength, hint=" (0 only measures)")
         self.growth, self.weighted = growth, weighted
         self._cache: tuple[Tensor, Tensor] | None = None
@@ -119,7 +119,7 @@ class Budget:
             if not (planes().isfinite().all() and planes.q.isfinite().all()):
                 raise ValueError(f"layer {name} has diverged (NaN or infinity): lower its learning rate")
         counts = self._counts() if like is None else kept_counts(like, self._available())
-        if (size := sum(self.weights[name] * k for name, k in counts.items())) > self._capacity():
+        if (size := _size(self.weights, counts)) > _capacity(self.target, self.weights):
             raise ValueError(f"like keeps {size / self.total:g} bits a weight, above the target {self.target:g}")
         for name, planes in self.layers.items():
             planes.freeze(counts[name])
@@ -128,7 +128,7 @@ class Budget:
     def _counts(self) -> dict[str, int]:
         """Planes each layer may keep, counted in whole weights and planes."""
         counts, order = dict(self.floor), []
-        room = self._capacity() - sum(self.weights[name] * k for name, k in counts.items())
+        room = _capacity(self.target, self.weights) - _size(self.weights, counts)
         for index, (name, planes) in enumerate(self.layers.items()):
             logits = planes.q.detach().double().cpu().tolist()
             ranked = sorted((-q, -b) for b, q in enumerate(logits))
@@ -142,17 +142,27 @@ class Budget:
     def _available(self) -> dict[str, int]:
         return {name: planes.available for name, planes in self.layers.items()}
 
-    def _capacity(self) -> int:
-        # Through its decimal text: a target of 0.3 means 3/10, not the float just below it.
-        return math.floor(Fraction(repr(self.target)) * sum(self.weights.values()))
 
-    def _check_target(self, target: float) -> float:
-        low = sum(self.weights[name] * k for name, k in self.floor.items())
-        high = sum(self.weights[name] * planes for name, planes in self._available().items())
-        self.target = value = float(target) if isinstance(target, Real) and not isinstance(target, bool) else math.nan
-        if not math.isfinite(value) or not low <= self._capacity() or value > high / self.total:
-            raise ValueError(
-                f"target {target!r} cannot be reached: with these floors and planes it must lie between "
-                f"{math.ceil(1e4 * low / self.total) / 1e4:g} and {high / self.total:g} bits a weight"
-            )
-        return value
+def check_target(
+    target: float, weights: Mapping[str, int], planes: Mapping[str, int], floor: Mapping[str, int]
+) -> float:  # fmt: skip
+    """``target`` as a float, or a ValueError if layers with so many weights, planes and least planes cannot reach it."""
+    value = float(target) if isinstance(target, Real) and not isinstance(target, bool) else math.nan
+    low, high, total = _size(weights, floor), _size(weights, planes), max(sum(weights.values()), 1)
+    if not math.isfinite(value) or not low <= _capacity(value, weights) or value > high / total:
+        raise ValueError(
+            f"target {target!r} cannot be reached: with these floors and planes it must lie between "
+            f"{math.ceil(1e4 * low / total) / 1e4:g} and {high / total:g} bits a weight"
+        )
+    return value
+
+
+def _size(weights: Mapping[str, int], planes: Mapping[str, int]) -> int:
+    """Weights times planes, summed over the layers."""
+    return sum(weights[name] * k for name, k in planes.items())
+
+
+def _capacity(target: float, weights: Mapping[str, int]) -> int:
+    """The most that they may come to."""
+    # Through its decimal text: a target of 0.3 means 3/10, not the float just below it.
+    return math.floor(Fraction(repr(target)) * sum(weights.values()))
