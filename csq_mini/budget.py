@@ -146,7 +146,7 @@ class Budget:
 def check_target(
     target: float, weights: Mapping[str, int], planes: Mapping[str, int], floor: Mapping[str, int]
 ) -> float:  # fmt: skip
-    """``target`` as a float, or a ValueError if layers with so many weights, planes and least planes cannot reach it."""
+    """``target`` as a float; ValueError if layers of so many weights, planes and least planes cannot reach it."""
     value = float(target) if isinstance(target, Real) and not isinstance(target, bool) else math.nan
     low, high, total = _size(weights, floor), _size(weights, planes), max(sum(weights.values()), 1)
     if not math.isfinite(value) or not low <= _capacity(value, weights) or value > high / total:
