@@ -143,6 +143,33 @@ class Retired(nn.Parameter):
         )
 
 
+class Outdated(Tensor):
+    """A tensor of a copy made before a freeze: where writing into it fails, the error says what averages have to do."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            try:
+                result = func(*args, **(kwargs or {}))
+            except RuntimeError as error:
+                if not func.__name__.endswith("_"):
+                    raise
+                raise RuntimeError(
+                    "this copy was made before budget.freeze(), which replaced the bit logits of the model it is of: "
+                    f"make averages (EMA, SWA) anew after the freeze. ({error})"
+                ) from None
+            same = func.__name__ in ("detach", "__get__") and isinstance(result, Tensor)  # such as .data
+            return result.as_subclass(Outdated) if same else result
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # saved as what it was
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(nn.Parameter if isinstance(self, nn.Parameter) else Tensor).__reduce_ex__(protocol)
+
+
+class OutdatedParameter(Outdated, nn.Parameter):
+    """The same of a parameter."""
+
+
 def refuse_old_wrapper(parameter: Tensor) -> None:
     """RuntimeError if the DDP wrapper at work was made before the freeze made this parameter."""
     wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)

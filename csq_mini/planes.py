@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from .bits import at_least_float32, integer_to_planes, place_values, quantization_scale, round_to_grid, unit_step
-from .check import Retired, check_finite, other_phase, refuse_old_wrapper
+from .check import OutdatedParameter, Retired, check_finite, other_phase, refuse_old_wrapper
 from .gates import LOGIT
 from .modules import named_modules, unwrap
 from .relaxed import CHUNK, AllWeights, PlaneSum, gain, plain_sum
@@ -29,6 +31,8 @@ class Planes(nn.Module):
     constant: ``q`` is gone, and ``p`` and ``n`` hold the planes kept and no others.
     """
 
+    alive: WeakSet[Planes] = WeakSet()  # all there are, so that copies learn of a freeze
+
     # All there is to know lies in these tensors, as floats, for whoever copies or averages them (EMA). Their order and
     # the shape of the scale have a purpose too: an average made before the freeze cannot take in what comes after it
     # without an error, whether it goes through the parameters one by one or by their names.
@@ -42,6 +46,7 @@ class Planes(nn.Module):
     def __init__(self, weight: Tensor, planes: int):
         super().__init__()
         self.shape, size = weight.shape, weight.numel()
+        self.kin = uuid4().hex  # the same in all copies
         self.ahead: Tensor | None = None  # within :func:`computed_ahead`
         for name, shape in (("q", (planes,)), ("scale", ()), ("p", (planes, size)), ("n", (planes, size))):
             value = weight.detach().new_full(shape, 0 if name == "scale" else LOGIT)
@@ -50,6 +55,11 @@ class Planes(nn.Module):
         self.register_buffer("mask", None)
         self.was_hard = True  # when last looked at, see ``hard``
         self.load_float(weight)
+        self.alive.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.alive.add(self)
 
     @property
     def frozen(self) -> bool:
@@ -164,6 +174,9 @@ class Planes(nn.Module):
 
     def _drop(self, count: int) -> None:
         """Have ``count`` rows in place of all planes. The old tensors give their memory back."""
+        for other in self.alive - {self}:
+            for parameter in other.parameters() if other.kin == self.kin and not other.frozen else ():
+                parameter.__class__ = OutdatedParameter
         size = self.p.shape[1]
         for name, shape in (("q", None), ("scale", (1,)), ("p", (count, size)), ("n", (count, size))):
             old = getattr(self, name)

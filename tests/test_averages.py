@@ -128,8 +128,36 @@ def test_an_average_made_before_the_freeze_refuses_what_comes_after_it(kind, cou
     mean = KINDS[kind](model, 0.9)
     mean.update(model)
     csq.Budget(model, float(count)).freeze()
-    with pytest.raises((RuntimeError, KeyError, ValueError)):
+    with pytest.raises(RuntimeError, match=r"made before budget.freeze\(\).*make averages \(EMA, SWA\) anew"):
         mean.update(model)
+
+
+def test_a_copy_made_before_a_freeze_is_used_and_saved_as_before(tmp_path):
+    """Such as one to try another budget on."""
+    model = shake(converted(conv_net()))
+    twin = copy.deepcopy(model)
+    csq.set_temperature(twin, 3.0)
+    expected = outputs(twin)
+    csq.Budget(model, 2.0).freeze()
+    assert torch.equal(outputs(twin), expected)
+    torch.save(twin.state_dict(), tmp_path / "twin.pt")
+    fresh = converted(conv_net())
+    fresh.load_state_dict(torch.load(tmp_path / "twin.pt", weights_only=True))
+    torch.save(twin, tmp_path / "whole.pt")
+    again = torch.load(tmp_path / "whole.pt", weights_only=False)
+    for other in (fresh, again, copy.deepcopy(twin)):
+        assert torch.equal(outputs(other), expected)
+    assert {type(p) for p in again.parameters()} == {nn.Parameter}
+    budget = csq.Budget(twin, 3.0)
+    for optimizer in (torch.optim.SGD(csq.parameter_groups(twin, 0.1), 0.1), torch.optim.AdamW(twin.parameters())):
+        before = twin[0].csq.p.detach().clone()
+        optimizer.zero_grad()
+        (twin.train()(X).square().sum() + budget.penalty()).backward()
+        optimizer.step()
+        assert not torch.equal(twin[0].csq.p, before)
+    budget.freeze()
+    assert csq.report(csq.harden(twin)).total.paper_bits <= 3.0
+    assert {type(p) for p in twin.parameters()} == {nn.Parameter}
 
 
 def test_an_average_hardens_without_its_wrapper():
@@ -216,7 +244,7 @@ def test_all_that_a_layer_needs_is_in_its_tensors(frozen):
     soft = model.weight.clone()
     tensors = {*model.csq._parameters, *model.csq._buffers}
     for name in set(vars(model.csq)) - set(vars(nn.Linear(1, 1))) - tensors:
-        if name not in ("shape", "ahead"):
+        if name not in ("shape", "ahead", "kin"):
             assert name == "was_hard"
             setattr(model.csq, name, True)
     assert torch.equal(model.weight, soft)
