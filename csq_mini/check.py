@@ -144,7 +144,7 @@ class Retired(nn.Parameter):
 
 
 class Outdated(Tensor):
-    """A tensor of a copy made before a freeze: where writing into it fails, the error says what averages have to do."""
+    """A tensor of a copy made before a freeze: where an average of it fails, the error says what to do."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -152,14 +152,12 @@ class Outdated(Tensor):
             try:
                 result = func(*args, **(kwargs or {}))
             except RuntimeError as error:
-                if not func.__name__.endswith("_"):
-                    raise
                 raise RuntimeError(
                     "this copy was made before budget.freeze(), which replaced the bit logits of the model it is of: "
                     f"make averages (EMA, SWA) anew after the freeze. ({error})"
                 ) from None
-            same = func.__name__ in ("detach", "__get__") and isinstance(result, Tensor)  # such as .data
-            return result.as_subclass(Outdated) if same else result
+            kept = isinstance(result, Tensor) and func.__name__ in ("detach", "__get__", "mul", "__mul__", "__rmul__")
+            return result.as_subclass(Outdated) if kept else result  # as averages go on to use them
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # saved as what it was
         with torch._C.DisableTorchFunctionSubclass():
@@ -199,9 +197,10 @@ def kept_counts(state: Mapping[str, Tensor], planes: Mapping[str, int]) -> dict[
     """How many planes each layer keeps in a state_dict saved after a freeze, given how many each has."""
     counts = {}
     for name, available in planes.items():
-        key = f"{name}.csq.mask".lstrip(".")
-        if key not in state:
-            raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one has no {key}")
+        key, logits = (f"{name}.csq.{end}".lstrip(".") for end in ("mask", "q"))
+        if key not in state or logits not in state or state[logits].numel():
+            why = "was saved before one" if key in state else f"has no {key}"
+            raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one {why}")
         if len(state[key]) != available:
             raise ValueError(f"{key} is of {len(state[key])} planes, the model has {available}")
         counts[name] = int((state[key] > 0.5).sum())

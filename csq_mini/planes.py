@@ -33,15 +33,14 @@ class Planes(nn.Module):
 
     alive: WeakSet[Planes] = WeakSet()  # all there are, so that copies learn of a freeze
 
-    # All there is to know lies in these tensors, as floats, for whoever copies or averages them (EMA). Their order and
-    # the shape of the scale have a purpose too: an average made before the freeze cannot take in what comes after it
-    # without an error, whether it goes through the parameters one by one or by their names.
-    q: nn.Parameter  # mask logits, [N]; None once frozen
-    scale: nn.Parameter  # 0-dim, [1] once frozen; the weight that all N planes together hold
+    # All there is to know lies in these tensors, floats and always as many, for whoever copies or averages them (EMA).
+    # q comes first: an average made before the freeze that is given what comes after it then fails before it changes.
+    q: nn.Parameter  # mask logits, [N]; [0] once frozen
+    scale: nn.Parameter  # 0-dim; the weight that all N planes together hold
     p: nn.Parameter  # bit logits, [planes, numel], least significant plane first
     n: nn.Parameter
     beta: Tensor  # 0-dim; the temperature
-    mask: Tensor  # [N]: DROPPED, LEARNED or FILLED; None until the freeze
+    mask: Tensor  # [N]: DROPPED, LEARNED or FILLED; says nothing until the freeze
 
     def __init__(self, weight: Tensor, planes: int):
         super().__init__()
@@ -52,7 +51,7 @@ class Planes(nn.Module):
             value = weight.detach().new_full(shape, 0 if name == "scale" else LOGIT)
             self.register_parameter(name, nn.Parameter(value, requires_grad=weight.requires_grad))
         self.register_buffer("beta", weight.detach().new_full((), math.inf))
-        self.register_buffer("mask", None)
+        self.register_buffer("mask", torch.full_like(self.q.detach(), DROPPED))
         self.was_hard = True  # when last looked at, see ``hard``
         self.load_float(weight)
         self.alive.add(self)
@@ -64,12 +63,12 @@ class Planes(nn.Module):
     @property
     def frozen(self) -> bool:
         """Whether the choice of planes is a constant."""
-        return self.q is None
+        return not self.q.numel()
 
     @property
     def available(self) -> int:
         """Number of planes N there were to choose from."""
-        return len(self.mask if self.frozen else self.q)
+        return len(self.mask)
 
     @property
     def open(self) -> Tensor:
@@ -147,8 +146,7 @@ class Planes(nn.Module):
         if high - low < self.available and kept:  # the largest weight gets the largest code of those kept
             scale = scale * (2**self.available - 1) / (2**high - 2**low)
         self._round(weight, self.scale.clone() if self._on_grid(weight, low, high) else scale, low, high)
-        if self.q is not None:
-            self.q.fill_(LOGIT)
+        self.q.fill_(LOGIT)
 
     def _on_grid(self, weight: Tensor, low: int, high: int) -> bool:
         """Whether the weight is a product of the present step and integers that planes ``low`` to ``high - 1`` hold."""
@@ -166,9 +164,7 @@ class Planes(nn.Module):
         weight, (scale,), planes = self(), at_least_float32(self.scale), self.available
         grids = [(scale * finer, high) for high in range(planes, count - 1, -1) for finer in SCALES]
         scale, high = min(grids, key=lambda g: _error(weight, unit_step(g[0], planes), g[1] - count, g[1]))
-        mask = torch.full_like(self.q, DROPPED)
-        mask[high - count : high] = torch.where(self.q > 0, LEARNED, FILLED)[high - count : high]
-        self.mask = mask
+        self.mask[high - count : high] = torch.where(self.q > 0, LEARNED, FILLED)[high - count : high].to(self.mask)
         self._drop(count)
         self._round(weight, scale, high - count, high)
 
@@ -178,14 +174,16 @@ class Planes(nn.Module):
             for parameter in other.parameters() if other.kin == self.kin and not other.frozen else ():
                 parameter.__class__ = OutdatedParameter
         size = self.p.shape[1]
-        for name, shape in (("q", None), ("scale", (1,)), ("p", (count, size)), ("n", (count, size))):
+        for name, shape in (("q", (0,)), ("p", (count, size)), ("n", (count, size))):
             old = getattr(self, name)
             old.data, old.grad = old.new_empty(0), None  # first, so that old and new are never there at once
-            setattr(self, name, nn.Parameter(old.new_empty(shape), old.requires_grad) if shape else None)
+            setattr(self, name, nn.Parameter(old.new_empty(shape), old.requires_grad))
             old.__class__ = Retired
+        self.scale.__class__ = nn.Parameter  # an OutdatedParameter no more
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if prefix + "p" in state_dict and self.frozen != (prefix + "mask" in state_dict):
+        q = state_dict.get(prefix + "q")
+        if q is not None and self.frozen != (not q.numel()):
             args[-1].append(other_phase(prefix[:-1], self.frozen))
             return
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -29,16 +29,16 @@ def gain(beta: Tensor, frozen: bool) -> Tensor:
 
 
 def plain_sum(
-    p: Tensor, n: Tensor, q: Tensor | None, scale: Tensor, place: Tensor,
+    p: Tensor, n: Tensor, q: Tensor, scale: Tensor, place: Tensor,
     beta: Tensor | float, gain: Tensor | float, planes: int,
 ) -> Tensor:  # fmt: skip
     """The relaxed weight, flat ``[numel]``, as autograd would compute it: all derivatives, at 64 bytes a weight.
 
-    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once ``q`` is None.
+    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once ``q`` is empty.
     """
     p, n, scale, place = at_least_float32(p, n, scale, place)
     with no_autocast(p):
-        worth = place if q is None else place * gate(at_least_float32(q)[0], beta)
+        worth = place * gate(at_least_float32(q)[0], beta) if len(q) else place
         return unit_step(scale, planes) * gain * (worth @ (gate(p, beta) - gate(n, beta)))
 
 
@@ -51,12 +51,12 @@ class PlaneSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        p: Tensor, n: Tensor, q: Tensor | None, scale: Tensor, place: Tensor,
+        p: Tensor, n: Tensor, q: Tensor, scale: Tensor, place: Tensor,
         beta: Tensor | float, gain: Tensor | float, planes: int,
     ) -> Tensor:  # fmt: skip
         scale, place = at_least_float32(scale, place)  # [], [rows]
         with no_autocast(p):
-            worth = place if q is None else place * gate(at_least_float32(q)[0], beta)
+            worth = place * gate(at_least_float32(q)[0], beta) if len(q) else place
             parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1)) if p.shape[1] > CHUNK else [(p, n)]
             wide = (at_least_float32(*part) for part in parts)  # [rows, CHUNK] twice
             sums = [torch.mv(gate(a, beta).sub_(gate(b, beta)).t(), worth) for a, b in wide]
@@ -79,7 +79,7 @@ def _gradients(grad: Tensor, planes: int, *inputs: Any) -> tuple[Tensor | None, 
     if not torch.is_grad_enabled():
         return _fused_gradients(grad, planes, *inputs)
     # create_graph=True: these gradients are to be derived once more
-    wanted = {i: t for i, t in enumerate(inputs[:4]) if t is not None and t.requires_grad}
+    wanted = {i: t for i, t in enumerate(inputs[:4]) if t.requires_grad}
     again: Any = plain_sum
     weight = again(*inputs, planes) + 0 * sum(t.sum() for t in wanted.values())
     found = torch.autograd.grad(weight, list(wanted.values()), grad, create_graph=True)
@@ -88,21 +88,21 @@ def _gradients(grad: Tensor, planes: int, *inputs: Any) -> tuple[Tensor | None, 
 
 
 def _fused_gradients(
-    grad: Tensor, planes: int, p: Tensor, n: Tensor, q: Tensor | None, scale: Tensor, place: Tensor,
+    grad: Tensor, planes: int, p: Tensor, n: Tensor, q: Tensor, scale: Tensor, place: Tensor,
     beta: Tensor | float, gain: Tensor | float,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    kinds, grad_q = (p.dtype, scale.dtype), None
+    kinds, grad_q = (p.dtype, scale.dtype), torch.zeros_like(q)
     slope = 0.0 if isinstance(beta, float) else beta
     p, n, scale, place = at_least_float32(p, n, scale, place)
     with no_autocast(p):
-        m = 1.0 if q is None else gate(at_least_float32(q)[0], beta)
+        m = gate(at_least_float32(q)[0], beta) if len(q) else 1.0
         f, g = gate(p, beta), gate(n, beta)
         worth, unit = place * m, unit_step(gain, planes)
         inner = torch.mv(f, grad) - torch.mv(g, grad)  # [rows]: the gradient along each plane
         column = (scale * unit * slope) * worth  # times f (1 - f) it is the slope of the weight by p
-        if q is not None:
+        if len(q):
             grad_q = (column * inner * (1 - m)).to(q.dtype)
-        grad_scale = (unit * (worth @ inner)).view(scale.shape)
+        grad_scale = unit * (worth @ inner)
         # Large tensors change in place: new ones cost more than the sums.
         grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column.view(-1, 1))
         grad_n = g.addcmul_(g, g, value=-1).mul_(grad).mul_(-column.view(-1, 1))

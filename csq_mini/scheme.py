@@ -53,7 +53,7 @@ def harden_planes(planes: Planes, name: str = "") -> Scheme:
     """
     _check_planes(planes, name)
     kept = tuple(planes.open.nonzero().flatten().tolist())
-    filled = () if planes.mask is None else tuple((planes.mask.round() == FILLED).nonzero().flatten().tolist())
+    filled = tuple((planes.mask.round() == FILLED).nonzero().flatten().tolist())
     # Once frozen, p and n begin with the lowest plane kept; until then they have all planes.
     rows, low = (True, 0) if planes.frozen else (planes.open.view(-1, 1), min(kept, default=0))
     codes = planes_to_integer((planes.p > 0) & rows, (planes.n > 0) & rows) >> low

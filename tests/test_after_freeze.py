@@ -129,7 +129,7 @@ def test_a_model_compiled_before_the_freeze_goes_on_after_it():
     for which in (fast, model):
         model.zero_grad()
         train_a_step(which)
-        grads.append([p.grad.clone() for p in model.parameters()])
+        grads.append([p.grad.clone() for p in model.parameters() if p.numel()])
     assert all(torch.allclose(a, b, atol=1e-6) and b.any() for a, b in zip(*grads, strict=True))
 
 
@@ -245,7 +245,7 @@ def test_freezing_like_a_state_and_loading_it_gives_the_model_to_the_bit(target,
 
 def test_freezing_like_a_state_that_does_not_fit_is_refused_and_freezes_nothing():
     for like, message in (
-        (searched(1).state_dict(), "saved after a freeze; this one has no 0.csq.mask"),
+        (searched(1).state_dict(), "saved after a freeze; this one was saved before one"),
         (frozen(converted(nn.Sequential(nn.Linear(4, 4))), 2.0).state_dict(), "has no 3.csq.mask"),
         (frozen(converted(planes=4), 2.0).state_dict(), "0.csq.mask .*4 planes.* 8"),
         (frozen(searched(1), 5.0).state_dict(), "5 bits.*above the target 2.5"),

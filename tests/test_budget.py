@@ -66,7 +66,7 @@ def test_freezing_keeps_the_promise(case, beta):
     for planes in layers_of(model).values():
         kept = planes.open.nonzero().flatten().tolist()
         assert kept == list(range(kept[0], kept[0] + len(kept))) if kept else True
-        assert torch.isin(planes.mask, torch.tensor([DROPPED, LEARNED, FILLED], dtype=torch.int8)).all()
+        assert torch.isin(planes.mask, torch.tensor([DROPPED, LEARNED, FILLED])).all()
     assert csq.report(csq.harden(model)).total.paper_bits == pytest.approx(budget.bits(), rel=1e-12)
 
 

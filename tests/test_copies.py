@@ -34,7 +34,7 @@ def through_file(model):
 def through_state(model):
     fresh = converted(Net())
     budget = csq.Budget(fresh, 2.5)
-    if any(key.endswith("csq.mask") for key in model.state_dict()):
+    if csq.Budget(model, 4.0).frozen:
         budget.freeze(like=model.state_dict())
     fresh.load_state_dict(model.state_dict())
     return fresh.eval()

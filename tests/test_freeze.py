@@ -141,10 +141,10 @@ def test_frozen_masks_end_the_penalty():
 @pytest.mark.parametrize("count", range(9))
 def test_a_frozen_layer_has_the_kept_rows_and_no_mask_logits(count):
     planes = frozen(count).csq
-    assert planes.frozen and planes.q is None and planes.available == 8
+    assert planes.frozen and planes.q.shape == (0,) and planes.available == 8
     assert planes.p.shape == planes.n.shape == (count, 200) and int(planes.open.sum()) == count
-    assert {name for name, _ in planes.named_parameters()} == {"scale", "p", "n"}
-    assert set(planes.state_dict()) == {"scale", "p", "n", "beta", "mask"}
+    assert {name for name, _ in planes.named_parameters()} == {"q", "scale", "p", "n"}
+    assert set(planes.state_dict()) == {"q", "scale", "p", "n", "beta", "mask"}
     kept = planes.open.nonzero().flatten().tolist()
     assert planes.place.tolist() == [2.0**b for b in kept] and len(kept) == count
     assert all(t.abs().eq(0.5).all() for t in (planes.p, planes.n))
@@ -219,7 +219,7 @@ def test_a_frozen_weight_is_that_of_all_planes_with_the_dropped_ones_masked(coun
     assert torch.allclose(layer.weight.flatten().double(), expected, rtol=0, atol=1e-5 * size)
     p, n = (t.requires_grad_() for t in all_rows(planes))
     at = (math.inf, 1.0) if planes.hard else (planes.beta, gain(planes.beta, frozen=True))
-    whole = PlaneSum.apply(p, n, None, planes.scale, place_values(8) * planes.open, *at, 8)
+    whole = PlaneSum.apply(p, n, planes.q, planes.scale, place_values(8) * planes.open, *at, 8)
     assert torch.allclose(whole, layer.weight.flatten(), rtol=1e-6, atol=1e-7 * size)
     assert math.isfinite(beta) or torch.equal(whole, layer.weight.flatten())  # sums of integers have no order
     upstream = torch.randn(200)

@@ -30,14 +30,14 @@ def naive_weight(p, n, q, scale, beta, planes, low=0):
     p, n, scale = p.double(), n.double(), scale.double()
     total = torch.zeros(p.shape[1], dtype=torch.float64)
     for b in range(len(p)):
-        m = 1 if q is None else gate(q[b].double())
+        m = gate(q[b].double()) if len(q) else 1
         total = total + 2 ** (low + b) * (gate(p[b]) - gate(n[b])) * m
-    return scale / (2**planes - 1) * gain(scale.new_tensor(beta), q is None) * total
+    return scale / (2**planes - 1) * gain(scale.new_tensor(beta), not len(q)) * total
 
 
 def fused_weight(p, n, q, scale, beta, planes, low=0):
     """The library's own sum, given what a layer gives it."""
-    at = (math.inf, 1.0) if beta == math.inf else (p.new_tensor(beta), gain(p.new_tensor(beta), q is None))
+    at = (math.inf, 1.0) if beta == math.inf else (p.new_tensor(beta), gain(p.new_tensor(beta), not len(q)))
     return PlaneSum.apply(p, n, q, scale, place_values(planes, p)[low : low + len(p)], *at, planes)
 
 
@@ -47,8 +47,9 @@ def inputs(planes, count, seed, kind="search", dtype=torch.float64, grad=False):
     kept = cut(kind, planes)
     low, high = kept or (0, planes)
     sizes = ((high - low, count), (high - low, count), (planes,), ())
-    p, n, q, scale = (torch.randn(s, generator=generator, dtype=dtype).requires_grad_(grad) for s in sizes)
-    return p, n, q if kept is None else None, scale, low
+    p, n, q, scale = (torch.randn(s, generator=generator, dtype=dtype) for s in sizes)
+    tensors = p, n, q if kept is None else q[:0], scale
+    return *(t.requires_grad_(grad) for t in tensors), low
 
 
 @given(st.integers(1, 8), st.integers(0, 7), st.integers(0, 99), st.sampled_from(list(KEPT)),
@@ -57,7 +58,7 @@ def test_the_fused_sum_equals_a_naive_loop_over_planes(planes, count, seed, kind
     p, n, q, scale, low = inputs(planes, count, seed, kind)
     expected = naive_weight(p, n, q, scale, beta, planes, low)
     assert torch.allclose(fused_weight(p, n, q, scale, beta, planes, low), expected, rtol=1e-12, atol=1e-12)
-    single = fused_weight(p.float(), n.float(), None if q is None else q.float(), scale.float(), beta, planes, low)
+    single = fused_weight(p.float(), n.float(), q.float(), scale.float(), beta, planes, low)
     size = expected.abs().max() if count else 1.0
     assert single.dtype == torch.float32
     assert beta == math.inf or torch.allclose(single.double(), expected, rtol=0, atol=1e-3 * float(size) + 1e-4)
@@ -85,7 +86,7 @@ def test_gradients_agree_with_finite_differences(kind, beta):
 def test_gradients_agree_with_plain_autograd(kind, beta):
     *tensors, low = inputs(8, 5, 2, kind, grad=True)
     upstream = torch.randn(5, dtype=torch.float64)
-    given = [t for t in tensors if t is not None]
+    given = list(tensors)
     ours = torch.autograd.grad(fused_weight(*tensors, beta, 8, low), given, upstream)
     plain = torch.autograd.grad(naive_weight(*tensors, beta, 8, low), given, upstream, materialize_grads=True)
     for a, b in zip(ours, plain):
@@ -97,7 +98,7 @@ def test_gradients_agree_with_plain_autograd(kind, beta):
 def test_hard_gates_pass_no_gradient_but_to_the_scale(kind):
     *tensors, low = inputs(8, 5, 3, kind, grad=True)
     weight = fused_weight(*tensors, math.inf, 8, low)
-    *logits, by_scale = torch.autograd.grad(weight.sum(), [t for t in tensors if t is not None])
+    *logits, by_scale = torch.autograd.grad(weight.sum(), tensors)
     assert not any(g.any() for g in logits)
     assert by_scale.item() == pytest.approx((weight.sum() / tensors[3]).item(), rel=1e-12)
 
@@ -209,11 +210,11 @@ def test_every_integer_that_the_planes_hold_can_be_their_weight(planes):
 
 def test_the_planes_of_a_layer_say_what_they_are():
     planes = converted(nn.Linear(3, 2), 5).csq
-    assert (planes.available, planes.frozen, planes.hard, planes.mask) == (5, False, True, None)
+    assert (planes.available, planes.frozen, planes.hard, planes.mask.tolist()) == (5, False, True, [0] * 5)
     assert planes.open.tolist() == [True] * 5 and planes.shape == (2, 3)
     assert {name: tuple(p.shape) for name, p in planes.named_parameters()} == {
         "q": (5,), "scale": (), "p": (5, 6), "n": (5, 6)}  # fmt: skip
-    assert set(planes.state_dict()) == {"q", "scale", "p", "n", "beta"}
+    assert set(planes.state_dict()) == {"q", "scale", "p", "n", "beta", "mask"}
 
 
 def test_a_float_weight_that_is_refused_changes_nothing():
@@ -230,5 +231,5 @@ def test_planes_are_trained_where_the_weight_was(untrained):
     layer.weight.requires_grad_(not untrained)
     for step in (csq.convert, lambda m: csq.Budget(m, 2.0).freeze()):
         step(layer)
-        assert all(p.requires_grad is not untrained for p in layer.csq.parameters())
+        assert all(p.requires_grad is not untrained for p in layer.csq.parameters() if p.numel())
     assert csq.harden(layer).weight.requires_grad is not untrained

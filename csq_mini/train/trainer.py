@@ -237,7 +237,8 @@ class Trainer:
         self.progress, self.history = Progress(state["phase"], state["step"]), list(state["history"])
         self.meter.loss.copy_(state["loss"])
         self.meter.seconds, self.meter.images, self.meter.since = state["seconds"], state["images"], None
-        if self.budget and not self.budget.frozen and any(key.endswith("csq.mask") for key in state["model"]):
+        emptied = [key for key, t in state["model"].items() if key.endswith("csq.q") and not t.numel()]
+        if self.budget and not self.budget.frozen and emptied:
             self.budget.freeze(like=state["model"])
         self.model.load_state_dict(state["model"])
         if 0 < self.progress.step < self.steps:

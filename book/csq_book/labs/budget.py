@@ -229,7 +229,7 @@ class BudgetLab(Lab):
     def _draw_layer(self, canvas: Canvas, name: str, planes: Planes, history: list[dict[str, Any]]) -> None:
         y, n, total = canvas.height + 2, planes.available, self.trainer.steps_total
         left, right = 190 + 17 * n, WIDTH - 20
-        kept = planes.open.int() if planes.mask is None else planes.mask.round().int()
+        kept = (planes.mask.round() if planes.frozen else planes.open).int()
         canvas.layer(y, 140, 13, name, "".join(".1F"[mark] for mark in reversed(kept.tolist())))
         canvas.text(left - 18, y + 16, str(int(planes.open.sum())), "end")
         canvas.rect(left, y, right - left, 22, "#f4f4f4")
