@@ -12,11 +12,11 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from .bits import at_least_float32, integer_to_planes, place_values, quantization_scale, round_to_grid, unit_step
+from .bits import at_least_float32, integer_to_planes, quantization_scale, round_to_grid, unit_step
 from .check import OutdatedParameter, Retired, check_finite, other_phase, refuse_old_wrapper
 from .gates import LOGIT
 from .modules import named_modules, unwrap
-from .relaxed import CHUNK, AllWeights, PlaneSum, gain, plain_sum
+from .relaxed import CHUNK, AllWeights, PlaneSum, places, plain_sum
 
 DROPPED, LEARNED, FILLED = 0, 1, 2
 """What the ``mask`` of a frozen layer says of a plane."""
@@ -77,9 +77,8 @@ class Planes(nn.Module):
 
     @property
     def place(self) -> Tensor:
-        """The place values 2^b of the planes there are, ``[planes]``; those of a frozen layer lie in one run."""
-        low = self.open.int().argmax() if self.frozen else 0
-        return place_values(len(self.p), self.p, low)
+        """The place values 2^b of the planes there are, ``[planes]``."""
+        return places(self.mask, len(self.p))
 
     @property
     def hard(self) -> bool:
@@ -103,13 +102,12 @@ class Planes(nn.Module):
             refuse_old_wrapper(self.p)
         if self.ahead is not None and not hard:
             return self.ahead
-        total: Any = plain_sum if torch._C._are_functorch_transforms_active() else PlaneSum.apply
-        return self._shaped(total(*self._inputs(hard or self.hard), self.available))
+        total = plain_sum if torch._C._are_functorch_transforms_active() else PlaneSum.apply
+        return self._shaped(total(*self._inputs(math.inf if hard or self.hard else self.beta)))
 
-    def _inputs(self, hard: bool) -> tuple[Any, ...]:
-        """What :func:`~csq_mini.relaxed.plain_sum` takes, but for the number of planes."""
-        at = (math.inf, 1.0) if hard else (self.beta, gain(self.beta, self.frozen))
-        return self.p, self.n, self.q, self.scale, self.place, *at
+    def _inputs(self, beta: Tensor | float) -> Any:
+        """What :func:`~csq_mini.relaxed.plain_sum` takes."""
+        return self.p, self.n, self.q, self.scale, self.mask, beta
 
     def _shaped(self, flat: Tensor) -> Tensor:
         return flat.view(self.shape).to(self.scale.dtype)
@@ -213,9 +211,9 @@ def has_planes(model: nn.Module) -> bool:
 def computed_ahead(model: nn.Module) -> Iterator[None]:
     """Within it all weights of a converted model are those computed on entering, in one go: the faster way to train."""
     layers = [planes for planes in csq_layers(model).values() if not planes.hard]
-    inputs = [t for planes in layers for t in planes._inputs(hard=False)]
+    inputs = [t for planes in layers for t in planes._inputs(planes.beta)]
     try:
-        for planes, flat in zip(layers, AllWeights.apply(layers[0].available, *inputs) if layers else ()):
+        for planes, flat in zip(layers, AllWeights.apply(*inputs) if layers else ()):
             planes.ahead = planes._shaped(flat)
         yield
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bits import at_least_float32, unit_step
+from .bits import at_least_float32, place_values, unit_step
 from .gates import LOGIT, gate
 
 CHUNK = 2**17  # weights computed at a time, so that what is needed in passing stays small
@@ -28,18 +28,32 @@ def gain(beta: Tensor, frozen: bool) -> Tensor:
     return 1 / open_bit if frozen else (1 + torch.exp(-beta * LOGIT)) / open_bit
 
 
-def plain_sum(
-    p: Tensor, n: Tensor, q: Tensor, scale: Tensor, place: Tensor,
-    beta: Tensor | float, gain: Tensor | float, planes: int,
-) -> Tensor:  # fmt: skip
+def places(mask: Tensor, rows: int) -> Tensor:
+    """The place values 2^b of a layer's ``rows`` planes, ``[rows]``: those that its mask keeps lie in one run."""
+    low = (mask > 0.5).int().argmax()  # 0 until the freeze, when all planes are there
+    return place_values(rows, at_least_float32(mask)[0], low)
+
+
+def plain_sum(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
     """The relaxed weight, flat ``[numel]``, as autograd would compute it: all derivatives, at 64 bytes a weight.
 
-    weight = step0 * gain * sum_b place_b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once ``q`` is empty.
+    weight = step0 * gain * sum_b 2^b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once frozen, which leaves ``q`` empty.
     """
-    p, n, scale, place = at_least_float32(p, n, scale, place)
+    p, n, scale = at_least_float32(p, n, scale)
     with no_autocast(p):
-        worth = place * gate(at_least_float32(q)[0], beta) if len(q) else place
-        return unit_step(scale, planes) * gain * (worth @ (gate(p, beta) - gate(n, beta)))
+        step = unit_step(scale, len(mask)) * _gain(q, beta)
+        return step * (_worth(p, q, mask, beta) @ (gate(p, beta) - gate(n, beta)))
+
+
+def _worth(p: Tensor, q: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
+    """What each plane is worth, its gate included, ``[rows]``."""
+    place = places(mask, len(p))
+    return place * gate(at_least_float32(q)[0], beta) if len(q) else place
+
+
+def _gain(q: Tensor, beta: Tensor | float) -> Tensor | float:
+    """The gain; 1 with hard gates, for which beta is a float."""
+    return 1.0 if isinstance(beta, float) else gain(beta, frozen=not len(q))
 
 
 class PlaneSum(torch.autograd.Function):
@@ -50,58 +64,52 @@ class PlaneSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        p: Tensor, n: Tensor, q: Tensor, scale: Tensor, place: Tensor,
-        beta: Tensor | float, gain: Tensor | float, planes: int,
-    ) -> Tensor:  # fmt: skip
-        scale, place = at_least_float32(scale, place)  # [], [rows]
+    def forward(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
+        (scale,) = at_least_float32(scale)
         with no_autocast(p):
-            worth = place * gate(at_least_float32(q)[0], beta) if len(q) else place
+            worth = _worth(p, q, mask, beta)
             parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1)) if p.shape[1] > CHUNK else [(p, n)]
             wide = (at_least_float32(*part) for part in parts)  # [rows, CHUNK] twice
             sums = [torch.mv(gate(a, beta).sub_(gate(b, beta)).t(), worth) for a, b in wide]
-            return unit_step(scale, planes) * gain * (torch.cat(sums) if len(sums) > 1 else sums[0])
+            return unit_step(scale, len(mask)) * _gain(q, beta) * (torch.cat(sums) if len(sums) > 1 else sums[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, beta, gain, ctx.planes = inputs
-        ctx.hard = isinstance(beta, float)  # else beta and gain are tensors, saved with the rest
-        ctx.save_for_backward(*tensors, *(() if ctx.hard else (beta, gain)))
+        *tensors, beta = inputs
+        ctx.hard = isinstance(beta, float)  # else it is a tensor, saved with the rest
+        ctx.save_for_backward(*tensors, *(() if ctx.hard else (beta,)))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs: Any = (*ctx.saved_tensors, math.inf, 1.0) if ctx.hard else ctx.saved_tensors
-        return *_gradients(grad, ctx.planes, *inputs), None, None, None, None
+        inputs: Any = (*ctx.saved_tensors, math.inf) if ctx.hard else ctx.saved_tensors
+        return *_gradients(grad, *inputs), None, None
 
 
-def _gradients(grad: Tensor, planes: int, *inputs: Any) -> tuple[Tensor | None, ...]:
+def _gradients(grad: Tensor, *inputs: Any) -> tuple[Tensor | None, ...]:
     """By p, n, q and scale, from the gradient by the weight, ``[numel]``."""
     if not torch.is_grad_enabled():
-        return _fused_gradients(grad, planes, *inputs)
+        return _fused_gradients(grad, *inputs)
     # create_graph=True: these gradients are to be derived once more
     wanted = {i: t for i, t in enumerate(inputs[:4]) if t.requires_grad}
-    again: Any = plain_sum
-    weight = again(*inputs, planes) + 0 * sum(t.sum() for t in wanted.values())
+    weight = plain_sum(*inputs) + 0 * sum(t.sum() for t in wanted.values())
     found = torch.autograd.grad(weight, list(wanted.values()), grad, create_graph=True)
     by = dict(zip(wanted, found))
     return by.get(0), by.get(1), by.get(2), by.get(3)
 
 
 def _fused_gradients(
-    grad: Tensor, planes: int, p: Tensor, n: Tensor, q: Tensor, scale: Tensor, place: Tensor,
-    beta: Tensor | float, gain: Tensor | float,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
+    grad: Tensor, p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta: Tensor | float
+) -> tuple[Tensor, ...]:  # fmt: skip
     kinds, grad_q = (p.dtype, scale.dtype), torch.zeros_like(q)
     slope = 0.0 if isinstance(beta, float) else beta
-    p, n, scale, place = at_least_float32(p, n, scale, place)
+    p, n, scale = at_least_float32(p, n, scale)
     with no_autocast(p):
-        m = gate(at_least_float32(q)[0], beta) if len(q) else 1.0
         f, g = gate(p, beta), gate(n, beta)
-        worth, unit = place * m, unit_step(gain, planes)
+        worth, unit = _worth(p, q, mask, beta), unit_step(_gain(q, beta), len(mask))
         inner = torch.mv(f, grad) - torch.mv(g, grad)  # [rows]: the gradient along each plane
         column = (scale * unit * slope) * worth  # times f (1 - f) it is the slope of the weight by p
         if len(q):
-            grad_q = (column * inner * (1 - m)).to(q.dtype)
+            grad_q = (column * inner * (1 - gate(at_least_float32(q)[0], beta))).to(q.dtype)
         grad_scale = unit * (worth @ inner)
         # Large tensors change in place: new ones cost more than the sums.
         grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column.view(-1, 1))
@@ -116,24 +124,22 @@ class AllWeights(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, planes: int, *inputs: Any) -> tuple[Tensor, ...]:
-        ctx.planes = planes
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
-        return tuple(PlaneSum.forward(*part, planes) for part in _by_weight(inputs))  # type: ignore[call-arg]
+        return tuple(PlaneSum.forward(*part) for part in _by_weight(inputs))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        found: list[Tensor | None] = [None]
+        found: list[Tensor | None] = []
         for part, grad in zip(_by_weight(ctx.saved_tensors), grads):
-            mine = (None,) * 4 if grad is None else _gradients(grad, ctx.planes, *part)
-            found += [*mine, None, None, None]
+            found += [*((None,) * 4 if grad is None else _gradients(grad, *part)), None, None]
         return tuple(found)
 
 
 def _by_weight(inputs: Any) -> list[Any]:
-    """p, n, q, scale, place, beta and gain of each weight, from all of them in a row."""
-    return [inputs[i : i + 7] for i in range(0, len(inputs), 7)]
+    """p, n, q, scale, mask and beta of each weight, from all of them in a row."""
+    return [inputs[i : i + 6] for i in range(0, len(inputs), 6)]
 
 
 def no_autocast(t: Tensor) -> AbstractContextManager[Any]:
