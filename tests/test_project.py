@@ -133,6 +133,69 @@ def test_make_alone_explains_every_target():
     assert make("help") == make()
 
 
+STUB = """#!/bin/sh
+printf '%s\\0' "$0" "$@" >>"$LOG"
+for name in FROM_MAKE START JOBS PORT PYTHON; do eval "printf '%s=%s\\0' $name \\"\\${$name-}\\"" >>"$LOG"; done
+"""
+HOSTILE = [
+    "a;touch pwned", "my (1).pt", "it's.pt", 'a"b', "a&touch pwned", "a|touch pwned", "a>pwned", "a<b", "a\nb", "a\\",
+    "$(x)", "$(shell touch pwned)", "${shell touch pwned}", "$$(touch pwned)", "$x", "$", "`touch pwned`", "*", "~",
+    "-n", "a#b", "!!", "%", "x,y) $(touch pwned)", "$(error no)", "$(eval BIN=touch pwned;)", "é",
+]  # fmt: skip
+
+
+@pytest.fixture
+def stubbed(tmp_path):
+    """A folder with the true Makefile and stand-ins that note their words; what they noted after make has run."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in (".ci/setup", ".venv/bin/python", ".venv/bin/jupyter-book"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(STUB)
+        (tmp_path / name).chmod(0o755)
+    before = {file for file in tmp_path.glob("**/*")}
+
+    def run(*words, **variables):
+        environment = {"PATH": os.environ["PATH"], "LOG": os.fspath(tmp_path / "log"), **variables}
+        (tmp_path / "log").write_text("")
+        make = subprocess.run(["make", *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert {file for file in tmp_path.glob("**/*")} == before | {tmp_path / "log"}, "something was written"
+        return make.returncode, (tmp_path / "log").read_text().split("\0")
+
+    return run
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_make_passes_words_and_no_shell(stubbed, text):
+    status, noted = stubbed("reproduce", f"START={text}", "SEEDS=0", f"PYTHON={text}")
+    assert status == 0 and noted.count(f"START={text}") == noted.count(f"PYTHON={text}") == 2  # set-up and program
+    [names] = {note for note in noted if note.startswith("FROM_MAKE=")}
+    assert set(names.removeprefix("FROM_MAKE=").split()) == {"START", "SEEDS", "PYTHON"}
+    for target, name, flag in (("colab", "JOBS", "--jobs"), ("test", "JOBS", "-n"), ("serve", "PORT", "http.server")):
+        for words, variables in ([target, f"{name}={text}"], {}), ([target], {name: text}):  # typed, or inherited
+            status, noted = stubbed(*words, **variables)
+            assert status == 0 and noted[noted.index(flag) + 1] == text
+
+
+@pytest.mark.parametrize("name", ["BIN", "ONE_THREAD", "PYTEST", "SHELL", "MAKE", "CURDIR", "FROM_MAKE", "name"])
+def test_make_keeps_its_own_variables(stubbed, name):
+    for target in ("reproduce", "test", "book", "serve"):
+        assert stubbed(target, f"{name}=touch pwned;")[0] == 0
+
+
+def test_make_refuses_a_variable_whose_name_is_code(stubbed):
+    assert stubbed("reproduce", "$$(shell touch pwned)=1")[0] != 0
+
+
+def test_no_recipe_writes_a_variable_into_the_shell():
+    makefile = (ROOT / "Makefile").read_text()
+    recipes = "".join(re.findall(r"^\t.*\n", makefile, re.MULTILINE))
+    assert set(re.findall(r"(?<!\$)\$[({]?(\w+)", recipes)) == {"BIN", "ONE_THREAD", "PYTEST"}
+    for name in ("BIN", "ONE_THREAD", "PYTEST"):
+        assert re.search(rf"^override {name} := ", makefile, re.MULTILINE)
+
+
 # What runs on GitHub
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
