@@ -1,6 +1,6 @@
 # `make` explains the targets. Each that needs Python packages sets up .venv first, or finds it up to date (.ci/setup).
 # All paths are relative, so that the folder may have spaces in its name.
-.PHONY: help setup notebooks book test lint colab pdf links demo serve reproduce bench clean distclean
+.PHONY: help setup lock notebooks book test lint colab pdf links demo serve reproduce bench clean distclean
 
 # Variables of the command line are words: they reach a program through its environment, as they were typed. Make never
 # expands them, and no recipe writes one into the shell's text: "$$JOBS" is the shell's variable, and a word to it too.
@@ -21,10 +21,13 @@ override PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n "$$JOBS" --dist load
 help: ## explain the targets (this list)
 	@echo "make TARGET, where TARGET is one of"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PYTHON=/path/to/python3 and NEED_GB=12 (free disk space) for the set-up, PORT=8000 for serve"
+	@echo "Variables: PYTHON=/path/to/python3 NEED_GB=12 (free disk space) and LOCK=no for the set-up, PORT=8000 for serve"
 
 setup: ## make .venv, or bring it up to date (first time: 2 to 15 minutes, 6 GB)
 	@sh .ci/setup
+
+lock: ## pin what pyproject.toml asks for anew in .ci/requirements.txt; UPGRADE=yes: the newest of everything
+	sh .ci/lock
 
 notebooks: setup ## execute the pages that have changed, or whose library has; PAGES="book/x.md": these in any case
 	$(ONE_THREAD) $(BIN)/python book/scripts/pair.py --jobs "$$JOBS" $$PAGES
