@@ -1,6 +1,6 @@
 # `make` explains the targets. Each that needs Python packages sets up .venv first, or finds it up to date (.ci/setup).
 # All paths are relative, so that the folder may have spaces in its name.
-.PHONY: help setup lock notebooks book test lint colab pdf links demo serve reproduce bench clean distclean
+.PHONY: help setup lock notebooks book test lint colab pdf dist links demo serve reproduce bench clean distclean
 
 # Variables of the command line are words: they reach a program through its environment, as they were typed. Make never
 # expands them, and no recipe writes one into the shell's text: "$$JOBS" is the shell's variable, and a word to it too.
@@ -57,6 +57,9 @@ pdf: setup ## print the whole book into _build/csq-bit-by-bit.pdf
 links: setup ## ask every link of the book that leads elsewhere whether it is alive
 	$(ONE_THREAD) $(BIN)/jupyter-book build . --builder linkcheck
 
+dist: pdf ## make what a release consists of, in dist: wheel, sdist, PDF, packed networks, SBOM, checksums
+	sh .ci/dist
+
 demo: setup ## train on digits to 2 bits and print the report (under a minute)
 	$(BIN)/csq-mini train digits --target 2 --threads 1
 
@@ -73,7 +76,7 @@ bench: setup ## measure step times, memory and digits accuracy; JSON goes to boo
 	$(BIN)/python book/scripts/bench.py
 
 clean: ## remove the built book and all caches; keep .venv
-	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf _build build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -path ./.venv -prune -o '(' -name __pycache__ -o -name .ipynb_checkpoints ')' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv too
