@@ -1,5 +1,6 @@
 """What goes out: the lock that CI and the book are built with, the wheel, and the workflows that publish."""
 
+import ast
 import os
 import re
 import shutil
@@ -82,21 +83,28 @@ def test_the_lock_is_for_every_python_that_ci_tests():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """What lies in the sdist, and in the wheel that is built from it, as .ci/dist has them built."""
+    """The sdist, the wheel that is built from it (as in .ci/dist), one of a clone, and one for an editable install."""
     folder = tmp_path_factory.mktemp("release")
     for name in ("csq_mini", "book/csq_book", "tests"):
         shutil.copytree(ROOT / name, folder / "clone" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", "pyproject.toml"):
+    for name in ("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, folder / "clone")
-    build = "import sys, setuptools.build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
-    call = [sys.executable, "-c", build]
-    subprocess.run([*call, "build_sdist", folder], cwd=folder / "clone", check=True, capture_output=True)
+    run_hook(folder / "clone", "build_sdist", folder)
     [sdist] = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
-    subprocess.run([*call, "build_wheel", folder], cwd=folder / sdist.name[:-7], check=True, capture_output=True)
-    [wheel] = folder.glob("*.whl")
-    return sdist, zipfile.ZipFile(wheel)
+    run_hook(folder / sdist.name[:-7], "build_wheel", folder / "released")
+    run_hook(folder / "clone", "build_wheel", folder / "direct")
+    run_hook(folder / "clone", "build_editable", folder / "editable")
+    wheels = [zipfile.ZipFile(*folder.glob(f"{name}/*.whl")) for name in ("released", "direct", "editable")]
+    return sdist, *wheels
+
+
+def run_hook(folder, hook, target):
+    """A step of the build, as build and pip have setuptools take it."""
+    code = "import sys, setuptools.build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
+    target.mkdir(exist_ok=True)
+    subprocess.run([sys.executable, "-c", code, hook, target], cwd=folder, check=True, capture_output=True)
 
 
 def library():
@@ -109,9 +117,10 @@ def library():
 
 
 def test_the_wheel_is_the_library_and_nothing_else(built):
-    sdist, wheel = built
+    _, wheel, direct, _ = built
     about = f"csq_mini-{csq_mini.__version__}.dist-info/"
     assert {name for name in wheel.namelist() if not name.startswith(about)} == library()
+    assert set(direct.namelist()) == set(wheel.namelist())
     assert wheel.read(about + "top_level.txt") == b"csq_mini\n"
     assert about + "licenses/LICENSE" in wheel.namelist()
     assert os.path.getsize(wheel.filename) < 1e6
@@ -121,12 +130,19 @@ def test_the_wheel_is_the_library_and_nothing_else(built):
     assert {r for r in needs if not r.marker} == set(map(Requirement, PYPROJECT["project"]["dependencies"]))
 
 
+def test_an_editable_install_has_the_book_s_package_too(built):
+    *_, wheel = built
+    [finder] = [name for name in wheel.namelist() if name.endswith("_finder.py")]
+    [mapping] = re.findall(r"^MAPPING[^=]*= (.+)$", wheel.read(finder).decode(), re.MULTILINE)
+    assert set(ast.literal_eval(mapping)) == {"csq_book", "csq_mini"}
+
+
 def test_the_sdist_has_what_builds_the_library_and_nothing_else(built):
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
     extra = {name for name in names - library() if not name.startswith("csq_mini.egg-info/")}
     assert library() <= names
-    assert extra == {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+    assert extra == {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg", "setup.py"}
 
 
 def test_the_wheel_works_without_the_repository(built, tmp_path):
