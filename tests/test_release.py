@@ -255,13 +255,25 @@ def test_the_book_is_published_from_main_alone():
     assert publish["if"] == "github.ref == 'refs/heads/main'" and publish["needs"] == "build"
 
 
-def test_a_weekly_failure_opens_an_issue():
+@pytest.mark.parametrize(("number", "done"), [("", "issue create --title"), ("7", "issue comment 7 --body-file")])
+def test_a_weekly_failure_opens_an_issue_or_adds_to_it(tmp_path, number, done):
     check, file = read_workflow(ROOT / ".github/workflows/links.yml")["jobs"].values()
     assert file["if"] == "failure()" and file["needs"] == "check"
-    handed_on = [step["with"]["name"] for step in check["steps"] if "upload" in step.get("uses", "")]
-    assert handed_on == ["report-${{ matrix.target }}"] and file["steps"][0]["with"]["pattern"] == "report-*"
-    for target in check["strategy"]["matrix"]["target"]:
-        assert target in file["steps"][1]["run"]
+    *_, write, upload = check["steps"]
+    assert write["if"] == upload["if"] == "failure()"
+    assert upload["with"]["name"].startswith("report-") and file["steps"][0]["with"]["pattern"] == "report-*"
+    gh = tmp_path / "gh"
+    gh.write_text('#!/bin/sh\ncase "$2" in list) printf "%s" "$NUMBER" ;; *) echo "$@" >>gh.log ;; esac\n')
+    gh.chmod(0o755)
+    (tmp_path / "output.txt").write_text("fine\n(line 3) broken ``` @someone <b> $(touch pwned)\n")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NUMBER": number, "TARGET": "links"}
+    environment |= dict.fromkeys(["GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID"], "x")
+    for step in (write, file["steps"][1]):
+        subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment, check=True)
+    report = (tmp_path / "report/links").read_text()
+    assert report == "x/x/actions/runs/x\n\n    (line 3) broken ``` @someone <b> $(touch pwned)\n"
+    [asked] = (tmp_path / "gh.log").read_text().splitlines()
+    assert asked.startswith(done) and asked.endswith("report/links") and not (tmp_path / "pwned").exists()
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
