@@ -133,56 +133,67 @@ def test_make_alone_explains_every_target():
     assert make("help") == make()
 
 
-# What runs on GitHub
-
-WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-
-
-def read_workflow(file):
-    """A workflow; YAML takes its key `on` for a truth value."""
-    workflow = yaml.safe_load(file.read_text())
-    return workflow | {"on": workflow.pop(True)}
-
-
-@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
-def test_a_workflow_is_sound_and_may_little(file):
-    workflow = read_workflow(file)
-    assert workflow["name"] and workflow["on"] and workflow["permissions"] == {"contents": "read"}
-    allowed = {"contents: read", "pages: write", "id-token: write", "issues: write"}
-    for job in workflow["jobs"].values():
-        assert job["runs-on"] == "ubuntu-latest" and job["steps"]
-        assert {f"{what}: {how}" for what, how in job.get("permissions", {}).items()} <= allowed
-        for step in job["steps"]:
-            assert ("run" in step) != ("uses" in step)
-            assert re.fullmatch(r"actions/[\w/-]+@v\d+", step.get("uses", "actions/none@v1"))
+STUB = """#!/bin/sh
+printf '%s\\0' "$0" "$@" >>"$LOG"
+for name in FROM_MAKE START JOBS PORT PYTHON; do eval "printf '%s=%s\\0' $name \\"\\${$name-}\\"" >>"$LOG"; done
+"""
+HOSTILE = [
+    "a;touch pwned", "my (1).pt", "it's.pt", 'a"b', "a&touch pwned", "a|touch pwned", "a>pwned", "a<b", "a\nb", "a\\",
+    "$(x)", "$(shell touch pwned)", "${shell touch pwned}", "$$(touch pwned)", "$x", "$", "`touch pwned`", "*", "~",
+    "-n", "a#b", "!!", "%", "x,y) $(touch pwned)", "$(error no)", "$(eval BIN=touch pwned;)", "é",
+]  # fmt: skip
 
 
-def made_by(job):
-    """The targets that a job gives to make, those of its matrix too."""
-    commands = "\n".join(step.get("run", "") for step in job["steps"])
-    targets = re.findall(r"\bmake ([a-z]+|\$\{\{ matrix\.target \}\})", commands)
-    choices = job.get("strategy", {}).get("matrix", {}).get("target", [])
-    return {name for target in targets for name in (choices if target.startswith("$") else [target])}
+@pytest.fixture
+def stubbed(tmp_path):
+    """A folder with the true Makefile and stand-ins that note their words; what they noted after make has run."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in (".ci/setup", ".venv/bin/python", ".venv/bin/jupyter-book"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(STUB)
+        (tmp_path / name).chmod(0o755)
+    before = {file for file in tmp_path.glob("**/*")}
+
+    def run(*words, **variables):
+        environment = {"PATH": os.environ["PATH"], "LOG": os.fspath(tmp_path / "log"), **variables}
+        (tmp_path / "log").write_text("")
+        make = subprocess.run(["make", *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert {file for file in tmp_path.glob("**/*")} == before | {tmp_path / "log"}, "something was written"
+        return make.returncode, (tmp_path / "log").read_text().split("\0")
+
+    return run
 
 
-def test_workflows_make_what_the_makefile_has():
-    [phony] = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    made = {file.stem: set().union(*map(made_by, read_workflow(file)["jobs"].values())) for file in WORKFLOWS}
-    assert made == {
-        "test": {"setup", "lint", "test"}, "book": {"setup", "book", "pdf"}, "links": {"setup", "links", "colab"},
-    }  # fmt: skip
-    assert set().union(*made.values()) <= set(phony.split())
+@pytest.mark.parametrize("text", HOSTILE)
+def test_make_passes_words_and_no_shell(stubbed, text):
+    status, noted = stubbed("reproduce", f"START={text}", "SEEDS=0", f"PYTHON={text}")
+    assert status == 0 and noted.count(f"START={text}") == noted.count(f"PYTHON={text}") == 2  # set-up and program
+    [names] = {note for note in noted if note.startswith("FROM_MAKE=")}
+    assert set(names.removeprefix("FROM_MAKE=").split()) == {"START", "SEEDS", "PYTHON"}
+    for target, name, flag in (("colab", "JOBS", "--jobs"), ("test", "JOBS", "-n"), ("serve", "PORT", "http.server")):
+        for words, variables in ([target, f"{name}={text}"], {}), ([target], {name: text}):  # typed, or inherited
+            status, noted = stubbed(*words, **variables)
+            assert status == 0 and noted[noted.index(flag) + 1] == text
 
 
-def test_the_book_is_published_from_main_alone():
-    workflow = read_workflow(ROOT / ".github/workflows/book.yml")
-    publish = workflow["jobs"]["publish"]
-    assert publish["if"] == "github.ref == 'refs/heads/main'" and publish["needs"] == "build"
+@pytest.mark.parametrize("name", ["BIN", "ONE_THREAD", "PYTEST", "SHELL", "MAKE", "CURDIR", "FROM_MAKE", "name"])
+def test_make_keeps_its_own_variables(stubbed, name):
+    for target in ("reproduce", "test", "book", "serve"):
+        assert stubbed(target, f"{name}=touch pwned;")[0] == 0
 
 
-def test_a_weekly_failure_opens_an_issue_by_a_sound_script():
-    last = read_workflow(ROOT / ".github/workflows/links.yml")["jobs"]["check"]["steps"][-1]
-    assert last["if"] == "failure()" and subprocess.run(["bash", "-n", "-c", last["run"]]).returncode == 0
+def test_make_refuses_a_variable_whose_name_is_code(stubbed):
+    assert stubbed("reproduce", "$$(shell touch pwned)=1")[0] != 0
+
+
+def test_no_recipe_writes_a_variable_into_the_shell():
+    makefile = (ROOT / "Makefile").read_text()
+    recipes = "".join(re.findall(r"^\t.*\n", makefile, re.MULTILINE))
+    assert set(re.findall(r"(?<!\$)\$[({]?(\w+)", recipes)) == {"BIN", "ONE_THREAD", "PYTEST"}
+    for name in ("BIN", "ONE_THREAD", "PYTEST"):
+        assert re.search(rf"^override {name} := ", makefile, re.MULTILINE)
 
 
 # The set-up
@@ -191,7 +202,9 @@ def test_a_weekly_failure_opens_an_issue_by_a_sound_script():
 STAND_IN = """#!/bin/sh
 case "$*" in
 "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "command = $*" >"$3/pyvenv.cfg"; echo venv >>"$LOG" ;;
-"-m pip "*) echo pip >>"$LOG"; exit "${PIP_EXIT:-0}" ;;
+"-m pip install --require-hashes "*) echo locked >>"$LOG"; exit "${PIP_EXIT:-0}" ;;
+"-m pip install --no-index "*" -e "*) echo checked >>"$LOG" ;;
+"-m pip install -e "*) echo newest >>"$LOG" ;;
 *"import torch"*) ;;
 *) exec "$REAL" "$@" ;;
 esac
@@ -204,6 +217,7 @@ NO_VENV = """#!/bin/sh
 case "$*" in *"import venv"*) exit 1 ;; esac
 exec "$REAL" "$@"
 """
+INSTALLED = ["locked", "locked", "checked"]  # setuptools, all packages, and the library, which finds that none lacks
 
 
 class SetUp:
@@ -214,7 +228,8 @@ class SetUp:
         self.tools = parent / "tools"
         self.log = parent / "log"
         (self.root / ".ci").mkdir(parents=True)
-        shutil.copy(ROOT / ".ci" / "setup", self.root / ".ci")
+        for name in ("setup", "requirements.txt"):
+            shutil.copy(ROOT / ".ci" / name, self.root / ".ci")
         shutil.copy(ROOT / "pyproject.toml", self.root)
         self.tools.mkdir()
         for tool in "sh dirname sed cut cat cksum du rm mkdir cp".split():
@@ -247,21 +262,30 @@ def setup(tmp_path):
 def test_set_up_runs_once_and_again_when_the_dependencies_change(setup):
     setup.add_python(STAND_IN)
     status, printed, calls = setup.run()
-    assert (status, calls) == (0, ["venv", "pip"]) and "minutes" in printed
+    assert (status, calls) == (0, ["venv", *INSTALLED]) and "minutes" in printed
     assert setup.run() == (0, ".venv is up to date\n", [])
     pyproject = setup.root / "pyproject.toml"
     pyproject.write_text(pyproject.read_text().replace("line-length = 120", "line-length = 100"))
     assert setup.run() == (0, ".venv is up to date\n", [])
     for old, new in (('"tqdm"', '"tqdm>=4"'), ('csq_book = "book/csq_book"', 'csq_book = "elsewhere"')):
         pyproject.write_text(pyproject.read_text().replace(old, new))
-        assert setup.run()[::2] == (0, ["pip"])
+        assert setup.run()[::2] == (0, INSTALLED)
+    (setup.root / ".ci/requirements.txt").write_text("# For Python 2.7\n")
+    status, printed, calls = setup.run()
+    assert (status, calls) == (0, ["newest"]) and "not among those of .ci/requirements.txt" in printed
+
+
+def test_set_up_without_the_lock(setup):
+    setup.add_python(STAND_IN)
+    assert setup.run(LOCK="no")[::2] == (0, ["venv", "newest"])
+    assert setup.run() == (0, ".venv is up to date\n", [])
 
 
 def test_set_up_goes_on_after_an_interrupted_one(setup):
     setup.add_python(STAND_IN)
     status, printed, _ = setup.run(PIP_EXIT="2")
     assert status != 0 and "nothing is lost" in printed
-    assert setup.run()[::2] == (0, ["pip"])
+    assert setup.run()[::2] == (0, INSTALLED)
     assert not (setup.root / ".venv" / "tmp").exists()
 
 
@@ -273,12 +297,12 @@ def test_set_up_replaces_a_venv_that_cannot_work(setup, damage):
     else:
         setup.root = setup.root.rename(setup.root.with_name("another folder"))
     status, printed, calls = setup.run()
-    assert (status, calls) == (0, ["venv", "pip"]) and "Removing .venv" in printed
+    assert (status, calls) == (0, ["venv", *INSTALLED]) and "Removing .venv" in printed
 
 
 def test_set_up_takes_a_newer_python_beside_an_old_one(setup):
     setup.add_python(OLD).add_python(STAND_IN, "python3.12")
-    assert setup.run()[::2] == (0, ["venv", "pip"])
+    assert setup.run()[::2] == (0, ["venv", *INSTALLED])
 
 
 def refusal(setup, **variables):
@@ -312,6 +336,16 @@ def test_set_up_without_the_venv_module(setup):
 def test_set_up_on_a_full_disk(setup):
     line = refusal(setup.add_python(STAND_IN), NEED_GB="1000000")
     assert "disk is too full" in line and "1000000 GB" in line and "NEED_GB=" in line
+
+
+@pytest.mark.parametrize(("name", "value"), [("NEED_GB", "a[$(touch pwned)]"), ("NEED_GB", "2.5"), ("LOCK", "maybe")])
+@pytest.mark.parametrize("shell", ["sh", "bash"])  # bash runs what stands in a number
+def test_set_up_with_a_bad_variable(setup, name, value, shell):
+    (setup.tools / "sh").unlink()
+    (setup.tools / "sh").symlink_to(shutil.which(shell))
+    before = set(setup.root.glob("**/*"))
+    line = refusal(setup.add_python(STAND_IN), **{name: value})
+    assert f"{name} must be" in line and f"got {value}" in line and set(setup.root.glob("**/*")) == before
 
 
 def test_set_up_without_network(setup):

@@ -156,6 +156,23 @@ def test_wrong_words_are_refused(words, message, monkeypatch, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("name", ["my (1).pt", "it's.pt", "a;b&c.pt", "$(x).pt", 'a"b\n#.pt'])
+def test_words_come_from_make_as_they_were_typed(name, tmp_path):
+    file = tmp_path / name
+    file.touch()
+    given = {"FROM_MAKE": "START PAGES PYTHON NEED_GB LOCK", "START": str(file), "PAGES": "resnet20", "PYTHON": "x"}
+    [(_, _, values), *_] = jobs_of(*reproduce.from_make(given))
+    assert values["start"] == str(file.resolve())
+
+
+def test_a_misspelt_variable_of_make_is_refused():
+    assert reproduce.from_make({"SEEDS": "1"}) == []  # nobody gave it to make
+    with pytest.raises(ValueError, match="unknown parameter 'strat'; did you mean start"):
+        jobs_of(*reproduce.from_make({"FROM_MAKE": "STRAT", "STRAT": "x.pt"}))
+    with pytest.raises(ValueError, match="unknown parameter 'a-b'"):
+        jobs_of(*reproduce.from_make({"FROM_MAKE": "a-b"}))  # no name for an environment
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_full_without_a_gpu_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "start", None)

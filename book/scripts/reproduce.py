@@ -30,6 +30,7 @@ from csq_mini.experiments.plans import PROFILES, plan
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "book" / "reproductions"
 PLANNED = {"methods", "targets", "activations", "epochs"}  # who names one of them wants that, not the whole plan
+SET_UP = {"PYTHON", "NEED_GB", "LOCK"}  # make's own, for .ci/setup
 
 
 def words(kind):
@@ -37,6 +38,12 @@ def words(kind):
 
 
 READERS = {"str": str, "int": int, "list[str]": words(str), "list[int]": words(int), "list[float]": words(float)}
+
+
+def from_make(environment):
+    """The NAME=VALUE words of make's command line. They come by the environment, where no shell has touched them."""
+    names = sorted(set(environment.get("FROM_MAKE", "").split()) - SET_UP)
+    return [f"{name}={environment.get(name, '')}" for name in names]
 
 
 def read_words(argv):
@@ -204,7 +211,7 @@ def stop(*_):
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
     try:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(main(from_make(os.environ) + sys.argv[1:]))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoints", file=sys.stderr)
         sys.exit(130)
