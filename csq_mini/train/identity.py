@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..data import Data
 from ..modules import plain_name, unwrap
 
-MOST = 2**28  # bytes of a split's inputs that are looked at; of more, an even sample of the inputs
+MOST = 2**28  # bytes of a split's inputs, and of its targets, that are looked at; of more, an even sample
 LIBRARIES = {"csq_mini", "numpy", "torch", "torchvision"} | sys.stdlib_module_names
 CHANGING = {"numpy"} | sys.stdlib_module_names  # their objects, such as loggers and generators, change as they are used
 
@@ -60,16 +60,14 @@ def fingerprint(model: nn.Module) -> str:
 
 def describe_data(data: Data) -> str:
     """Name and sizes, and a digest of all that the splits hold, or of an even sample where that is too much."""
-    splits = [[torch.as_tensor(t) for t in split] for split in (data.train, data.valid, data.test)]
-    strides = [-(-x.nbytes // MOST) or 1 for x, _ in splits]
-    digest = hashlib.sha256()
-    for (x, y), stride in zip(splits, strides):
-        for t in (x[::stride], y):
-            digest.update(f"{tuple(x.shape)} {t.dtype} {tuple(t.shape)}".encode())
-            digest.update(_bytes(t))
+    splits, digest, most = (data.train, data.valid, data.test), hashlib.sha256(), 1
+    for t in (torch.as_tensor(t) for split in splits for t in split):
+        stride = -(-t.nbytes // MOST) or 1
+        digest.update(f"{tuple(t.shape)} {t.dtype}".encode())
+        digest.update(_bytes(t[::stride]))
+        most = max(most, stride)
     sizes = " + ".join(str(len(y)) for _, y in splits)
-    sampled = f" of every {max(strides)}th input" if max(strides) > 1 else ""
-    return f"{data.name}, {sizes}, sha256 {digest.hexdigest()[:12]}{sampled}"
+    return f"{data.name}, {sizes}, sha256 {digest.hexdigest()[:12]}" + (f" of every {most}th input" if most > 1 else "")
 
 
 def _bytes(t: Tensor) -> Any:
@@ -88,19 +86,22 @@ def _of_library(thing: Any) -> bool:
 
 
 def _digest(thing: Any) -> str:
-    text = json.dumps(_parts(thing, ())).encode("utf8", "backslashreplace")
+    text = json.dumps(_parts(thing, set())).encode("utf8", "backslashreplace")
     return hashlib.sha256(text).hexdigest()[:12]
 
 
-def _parts(value: Any, above: tuple[int, ...]) -> Any:
-    """What a value is, as nested lists of text; ``above`` are the ids of what it is a part of."""
+def _parts(value: Any, met: set[int]) -> Any:
+    """What a value is, as nested lists of text; ``met`` are the ids of functions and objects told already."""
     value = getattr(value, "_torchdynamo_orig_callable", value)  # what torch.compile wrapped
-    if id(value) in above:
-        return "itself"
-    inner = next(unfold for kind, unfold in UNFOLD if isinstance(value, kind))(value)
+    unfold = next(unfold for kind, unfold in UNFOLD if isinstance(value, kind))
+    if unfold in (_of_function, _of_class, _of_module, _of_object):
+        if id(value) in met:
+            return "as before"
+        met.add(id(value))
+    inner = unfold(value)
     if isinstance(inner, str):
         return inner
-    parts = [_parts(part, (*above, id(value))) for part in inner]
+    parts = [_parts(part, met) for part in inner]
     return [type(value).__name__, *(sorted(parts, key=json.dumps) if isinstance(value, Set) else parts)]
 
 
@@ -125,16 +126,16 @@ def _names(code: types.CodeType) -> set[str]:
 
 def _text(code: types.CodeType) -> str:
     """The source of a function where there is one, of a lambda its own part of the line; else the compiled code."""
+    spans: list[Any] = [span for span in code.co_positions() if None not in span and span[3]]
     try:
         lines, first = inspect.findsource(code)
     except (OSError, TypeError, IndexError):
         inner = [_text(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
         return f"{code.co_code.hex()} {inner} {code.co_names} {code.co_varnames}"
-    if code.co_name != "<lambda>":
+    if code.co_name != "<lambda>" or not spans:
         return "".join(inspect.getblock(lines[first:]))
-    spans: list[Any] = [span for span in code.co_positions() if None not in span and span[3]]
     (top, left), (bottom, right) = min((a, c) for a, _, c, _ in spans), max((b, d) for _, b, _, d in spans)
-    cut = [line.encode() for line in lines[top - 1 : bottom]]
+    cut = [line.encode() for line in lines[top - 1 : bottom]] or [b""]
     cut[-1] = cut[-1][:right]
     return f"{code.co_varnames[: code.co_argcount]} {b''.join(cut)[left:].decode()}"
 
@@ -153,7 +154,8 @@ def _of_class(kind: type) -> list[Any]:
 
 def _of_module(module: nn.Module) -> list[Any]:
     public = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
-    return [type(module), public, module._parameters, module._buffers, module._modules]
+    parts = {name: part and unwrap(part) for name, part in module._modules.items()}
+    return [type(module), public, module._parameters, module._buffers, parts]
 
 
 def _of_object(value: Any) -> list[Any]:

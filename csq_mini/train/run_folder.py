@@ -206,7 +206,10 @@ class RunFolder:
             if key not in ("recipe", "begun_with") and there.get(key) != value
         ]
         if wrong:
-            raise ValueError(f"{self.path} holds another run: {'; '.join(wrong)}. Give another run_dir")
+            own = "; or name a function yourself, function.csq_identity = 'mine, version 1'" * any(
+                text.startswith(("augment", "prepare", "loss", "metric")) for text in wrong
+            )
+            raise ValueError(f"{self.path} holds another run: {'; '.join(wrong)}. Give another run_dir{own}")
 
 
     def _warn(self, there: dict[str, Any]) -> None:
