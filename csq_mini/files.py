@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
@@ -33,6 +34,8 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
     try:
         with open(partial, "x+b") as file:  # "x": neither another writer's file nor what a link points to
+            if path.exists():
+                shutil.copymode(path, partial)
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -247,9 +247,17 @@ def test_a_packed_file_is_a_checkpoint_too(done):
     assert same_state(read_state(file), csq.load_packed(file).state_dict())
 
 
+@pytest.mark.parametrize("below", ["", "deep/er"])
+def test_a_folder_that_takes_no_rows_is_refused_before_any_training(below, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="no rows can be written to .*file.*: .*file is no folder; give another folder"):
+        digits(tmp_path, results=tmp_path / "file" / below)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_bomb_is_not_unpacked(tmp_path):
-    with lzma.open(tmp_path / "bomb.pt.xz", "wb") as file:
-        [file.write(bytes(2**22)) for _ in range(20)]
+    with lzma.open(tmp_path / "bomb.pt.xz", "wb", preset=0) as file:
+        [file.write(bytes(2**22)) for _ in range(17)]
     with pytest.raises(ValueError, match=r"bomb.pt.xz is no .xz file .*it unpacks to more than 67108864 bytes"):
         read_state(tmp_path / "bomb.pt.xz")
 

@@ -52,6 +52,9 @@ def test_a_file_gets_the_mode_that_open_gives(tmp_path):
         pass
     write_whole(tmp_path / "f", lambda file: None)
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    (tmp_path / "f").chmod(0o600)  # a file that is there keeps its own
+    write_whole(tmp_path / "f", lambda file: None)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o600
 
 
 def test_links_are_not_followed(tmp_path):

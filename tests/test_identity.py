@@ -72,7 +72,8 @@ TOLD_APART = {
     "functions of torch": [F.cross_entropy, F.nll_loss, torch.neg, torch.abs, torch.Tensor.abs],
     "augmentation": [CropFlip(8), CropFlip(8, pad=1), Normalise((0.1,), (0.2,)), Normalise((0.1,), (0.3,))],
     "code without a source": [eval("lambda o, y: o + 1"), eval("lambda o, y: o + 2"), eval("lambda o, y: y + 1")],
-    "plain values": [1, 1.0, "1", (1,), {1}, {1: 1}, None, np.ones(1), np.zeros(1)],
+    "plain values": [1, 1.0, "1", (1,), {1}, {1: 1}, None, np.ones(1), np.zeros(1),
+                     np.array(["a", None]), np.array(["b", None]), np.array("a"), torch.zeros(1)],
     "models": [nn.Sequential(nn.Dropout(0.1)), nn.Sequential(nn.Dropout(0.2)), nn.Sequential(nn.ReLU())],
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import statistics
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,6 +58,7 @@ def reproduce(
     Raises:
         ValueError: for a bad argument, a checkpoint that does not fit, or a run folder of another run.
         FileNotFoundError: if the data set or the checkpoint is not there.
+        OSError: if the row cannot be written.
     """
     made_by = commit()  # now: the sources may change while it trains
     recipe = plan(method, model, data, target, seed, profile, activation_bits=activation_bits, epochs=epochs)
@@ -68,6 +70,7 @@ def reproduce(
         done = _row(results, key)
     if done and _same_run(done, recipe, origin):
         return done
+    _check_folder(Path(results))
     images = _images(data, data_root, PROFILES[profile].images.get(model))
     torch.manual_seed(seed)
     network, began = models.get(model)(num_classes=images.classes), None
@@ -156,6 +159,14 @@ def _key(
     parts += [f"w{recipe.target}".removesuffix(".0")] if recipe.target is not None else []
     parts += [f"a{recipe.activation_bits}"] if recipe.activation_bits is not None else []
     return "-".join([*parts, profile, *([f"{epochs}epochs"] if epochs else []), f"seed{recipe.seed}"])
+
+
+def _check_folder(folder: Path) -> None:
+    """OSError if rows cannot be written to a folder, there or not yet: to be known before training, not after it."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is no folder" if not there.is_dir() else "cannot be written to"
+        raise OSError(f"no rows can be written to {folder}: {there} {why}; give another folder as results")
 
 
 def _row(results: str | Path, key: str) -> Row | None:

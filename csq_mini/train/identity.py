@@ -6,6 +6,7 @@ other modules of the user, or from files, is not seen.
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import inspect
@@ -76,7 +77,8 @@ def _bytes(t: Tensor) -> Any:
 
 
 def _name(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', None)}.{thing.__qualname__}"
+    module = getattr(thing, "__module__", None)
+    return f"{'__main__' if module == '__mp_main__' else module}.{thing.__qualname__}"  # as in multiprocessing
 
 
 def _of_library(thing: Any) -> bool:
@@ -105,23 +107,29 @@ def _parts(value: Any, met: set[int]) -> Any:
     return [type(value).__name__, *(sorted(parts, key=json.dumps) if isinstance(value, Set) else parts)]
 
 
-def _of_tensor(value: Any) -> str:
-    t = torch.as_tensor(value)  # one with a gradient was computed, and is no part of what computes
-    return "computed" if t.grad_fn else f"{t.dtype} {tuple(t.shape)} {hashlib.sha256(_bytes(t)).hexdigest()}"
+def _of_tensor(t: Tensor) -> str:
+    if t.grad_fn or t.is_meta or nn.parameter.is_lazy(t):  # computed, so no part of what computes; or without values
+        return f"{t.dtype}"
+    return f"{t.dtype} {tuple(t.shape)} {hashlib.sha256(_bytes(t)).hexdigest()}"
+
+
+def _of_array(array: np.ndarray) -> Any:
+    return [array.tolist()] if array.dtype.hasobject else [str(array.dtype), array.shape, array.tobytes()]
 
 
 def _of_function(function: types.FunctionType) -> list[Any]:
     """Name, text, defaults, closure, and the globals that it names."""
     if _of_library(function):
         return [_name(function)]
-    names = _names(function.__code__)
     cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
-    used = {name: value for name, value in function.__globals__.items() if name in names}
+    names = sorted(_names(function.__code__) & function.__globals__.keys())
+    used = {name: function.__globals__[name] for name in names}
     return [_name(function), _text(function.__code__), function.__defaults__, function.__kwdefaults__, cells, used]
 
 
 def _names(code: types.CodeType) -> set[str]:
-    return set(code.co_names).union(*(_names(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_names(c) for c in code.co_consts if isinstance(c, types.CodeType)))
 
 
 def _text(code: types.CodeType) -> str:
@@ -170,7 +178,8 @@ def _of_object(value: Any) -> list[Any]:
 PLAIN = (type(None), str, bytes, numbers.Number, range, slice, torch.dtype, torch.device, Path)
 UNFOLD: Sequence[tuple[Any, Callable[[Any], Any]]] = (  # kind -> what it consists of, or a text that tells all
     (PLAIN, repr),
-    ((Tensor, np.ndarray), _of_tensor),
+    (Tensor, _of_tensor),
+    (np.ndarray, _of_array),
     (Mapping, lambda value: [list(item) for item in value.items()]),
     ((Sequence, Set), list),
     (types.ModuleType, lambda module: module.__name__),
