@@ -27,7 +27,7 @@ from ..modules import plain_name, unwrap
 
 MOST = 2**28  # bytes of a split's inputs, and of its targets, that are looked at; of more, an even sample
 LIBRARIES = {"csq_mini", "numpy", "torch", "torchvision"} | sys.stdlib_module_names
-CHANGING = {"numpy"} | sys.stdlib_module_names  # their objects, such as loggers and generators, change as they are used
+CHANGING = {"numpy"} | sys.stdlib_module_names  # whose objects change as they are used: loggers, generators
 
 
 def identity(model: nn.Module, data: Data, loss: Any, metric: Any) -> dict[str, str]:
@@ -169,7 +169,8 @@ def _of_module(module: nn.Module) -> list[Any]:
 def _of_object(value: Any) -> list[Any]:
     if hasattr(value, "__qualname__"):
         return [_name(value)]
-    if type(value).__module__.partition(".")[0] in CHANGING:
+    module = type(value).__module__
+    if module.partition(".")[0] in CHANGING or module.startswith("torch.utils."):
         return [type(value)]
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
     return [type(value), getattr(value, "__dict__", {}), [getattr(value, name, None) for name in slots]]
