@@ -134,7 +134,12 @@ def test_a_fingerprint_tells_code_shapes_and_weights_apart():
     other.load_state_dict(net.state_dict())
     assert len({fingerprint(m) for m in (net, other, nn.Linear(4, 4), nn.Linear(4, 3), conv_net())}) == 5
     before = fingerprint(net)
-    assert before.startswith("Linear ") and fingerprint(net.eval()) == before
+    assert before.startswith("Linear ") and fingerprint(net.eval()) == before  # all the same
+    assert fingerprint(net.requires_grad_(False)) != before
+    parts = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    before = fingerprint(parts)
+    parts[1].eval()
+    assert fingerprint(parts) != before
 
 
 def test_every_image_and_target_counts(monkeypatch):

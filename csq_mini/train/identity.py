@@ -49,13 +49,15 @@ def describe(thing: Any) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Class, shapes, initial weights and code in one line."""
+    """Class, shapes, initial weights, and code (with what is frozen, or in evaluation mode) in one line."""
     shapes, values = hashlib.sha256(), hashlib.sha256()
-    for key, t in sorted(unwrap(model).state_dict().items()):
+    for key, t in sorted(unwrap(model).state_dict(keep_vars=True).items()):
         if isinstance(t, Tensor):  # what get_extra_state gives are attributes, and so in the code
             shapes.update(f"{plain_name(key)} {tuple(t.shape)} {t.dtype}".encode())
             values.update(_bytes(t))
-    name, code = type(model).__name__, _digest(unwrap(model))
+    still = [name for name, p in unwrap(model).named_parameters() if not p.requires_grad]
+    still += [name for name, part in unwrap(model).named_modules() if model.training and not part.training]
+    name, code = type(model).__name__, _digest([unwrap(model), list(map(plain_name, still))])
     return f"{name} {shapes.hexdigest()[:12]}, weights {values.hexdigest()[:12]}, code {code}"
 
 
