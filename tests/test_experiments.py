@@ -322,10 +322,10 @@ def test_names_of_rows_tell_targets_and_starts_apart(tmp_path, done, monkeypatch
         torch.manual_seed(seed)
         states.append(tmp_path / f"{seed}.pt")
         torch.save(csq.models.digits_cnn().state_dict(), states[-1])
-    rows = [digits(tmp_path, start=state, run_dir=tmp_path / f"run{state.stem}") for state in states]
+    rows = [digits(tmp_path, start=state, epochs=1, run_dir=tmp_path / f"run{state.stem}") for state in states]
     assert rows[1].key == f"{rows[0].key}-{rows[1].start[-16:-8]}"
     monkeypatch.setattr(experiments, "fit", lambda *a, **k: pytest.fail("trained again"))
-    assert [digits(tmp_path, start=state) for state in states] == rows
+    assert [digits(tmp_path, start=state, epochs=1) for state in states] == rows
 
 
 @pytest.mark.parametrize("content, message", [

@@ -155,7 +155,7 @@ def test_every_image_and_target_counts(monkeypatch):
         return said
 
     every = [changed(split, part) for split in ("train", "valid", "test") for part in (0, 1)]
-    assert len({same, *every}) == 7 and describe_data(few_digits()) == same
+    assert len({same, *every}) == 7 and describe_data(data) == same
     monkeypatch.setattr(identity, "MOST", 128 * 256 // 8)
     sampled = describe_data(data)
     assert sampled.endswith(" of every 8th input") and changed("train", 0, 1) == sampled
@@ -169,16 +169,18 @@ def test_the_layout_in_memory_and_the_device_are_no_part_of_the_data():
 
 
 def test_functions_that_call_each_other_are_told_once():
-    names = [f"f{i}" for i in range(40)]
+    names = [f"f{i}" for i in range(20)]
     text = "".join(f"def {name}(x): return {' + '.join(f'{other}(x)' for other in names)}\n" for name in names)
     mine: dict = {"__name__": "mine"}
     exec(text, mine)
     first = describe(mine["f0"])
-    exec(text.replace("def f39(x): return ", "def f39(x): return 1 + "), mine)
+    exec(text.replace("def f19(x): return ", "def f19(x): return 1 + "), mine)
     assert describe(mine["f0"]) != first
 
 
 def test_compiled_parts_are_what_they_were():
     block = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
-    plain, compiled = nn.Sequential(block), nn.Sequential(torch.compile(block, backend="eager"))
-    assert fingerprint(plain) == fingerprint(compiled) and describe(torch.compile(smooth)) == describe(smooth)
+    wrapper, function = nn.Module(), scaled(1)  # as torch.compile makes them, which takes seconds to import
+    wrapper._orig_mod, function._torchdynamo_orig_callable = block, smooth
+    assert fingerprint(nn.Sequential(wrapper)) == fingerprint(nn.Sequential(block))
+    assert identity._digest(function) == identity._digest(smooth)

@@ -140,6 +140,14 @@ def test_a_folder_of_another_run_is_refused_with_the_difference(options, message
     refuse(half, message, **options)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that is done, to be refused alone."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(folder)
+    return folder
+
+
 def brighter(data):
     return dataclasses.replace(data, train=(data.train[0] + 0.1, data.train[1]))
 
@@ -152,22 +160,21 @@ def brighter(data):
     ({"data": dataclasses.replace(few_digits(augment=noisy), prepare=torch.neg)}, "prepare is 'None' there and 'torch"),
     ({"model": network().append(nn.Dropout(0.0))}, "model is 'Sequential .*, code"),
 ], ids=["data", "loss", "metric", "augment", "prepare", "dropout"])  # fmt: skip
-def test_other_data_or_functions_are_another_run(options, message, tmp_path):
-    run(tmp_path)
-    refuse(tmp_path, f"another run: {message}", **options)
+def test_other_data_or_functions_are_another_run(options, message, finished):
+    refuse(finished, f"another run: {message}", **options)
 
 
 def test_each_flipped_bit_of_a_checkpoint_is_refused(half):
     file, chance = half / "checkpoint.pt", random.Random(0)
-    whole = file.read_bytes()
+    whole, folder = file.read_bytes(), folder_of(half)
     for _ in range(150):
         other, place = bytearray(whole), chance.randrange(8 * len(whole))
         other[place // 8] ^= 1 << place % 8
         file.write_bytes(other)
         with pytest.raises(ValueError, match="checkpoint.pt is damaged .*sha-256"):
-            folder_of(half).load()
+            folder.load()
     file.write_bytes(whole)
-    assert folder_of(half).load()["step"] == 6
+    assert folder.load()["step"] == 6
 
 
 def folder_of(path):
