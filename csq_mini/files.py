@@ -34,7 +34,7 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
     try:
         with open(partial, "x+b") as file:  # "x": neither another writer's file nor what a link points to
-            if path.exists():
+            with contextlib.suppress(OSError):  # a file that is there keeps its mode
                 shutil.copymode(path, partial)
             write(file)
             file.flush()
