@@ -68,7 +68,9 @@ def verify(args: argparse.Namespace) -> None:
 def pack(args: argparse.Namespace) -> None:
     """Copy the packed file of a finished run, once it has been verified."""
     run = Path(args.run)
-    file = args.out or run.with_name(run.name.removesuffix(".json") + ".safetensors")
+    run = run.resolve() if run.name in ("", "..") else run
+    name = run.name if run.is_dir() else run.name.removesuffix(".json")
+    file = args.out or run.with_name(f"{name}.safetensors")
     print(f"{file}: {pack_run(run, file)} bytes (csq-mini inspect {file})")
 
 

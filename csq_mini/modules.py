@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
@@ -58,15 +59,15 @@ def state_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         name = plain_name(key)
         known = first.setdefault(_memory(tensor), name)
         if known == name:
-            tensors[name] = tensor.detach()
+            tensors[name] = tensor if nn.parameter.is_lazy(tensor) else tensor.detach()
         else:
             others[name] = known
     return tensors, others
 
 
 def _memory(tensor: Tensor) -> Any:
-    """Equal for two tensors that are one; unique where there is no memory yet."""
-    if nn.parameter.is_lazy(tensor) or tensor.is_meta or not tensor.numel():
+    """Equal for two tensors that are one; unique where there is no memory yet, or, as in a sparse one, none to name."""
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta or not tensor.numel() or tensor.layout != torch.strided:
         return id(tensor)
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 

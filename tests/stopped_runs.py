@@ -5,6 +5,7 @@ from conftest import conv_net, few_digits
 from torch import nn
 
 import csq_mini as csq
+from csq_mini.train.identity import describe
 
 RECIPE = csq.Recipe(
     target=3.0, search_epochs=2, finetune_epochs=2, batch_size=32, checkpoint_steps=3, recalibration_batches=1
@@ -40,6 +41,7 @@ def stop_at(call, function):
             raise Stop
         return function(*args)
 
+    stopping.csq_identity = describe(function)  # to a run folder it is the same
     return stopping
 
 

@@ -1,6 +1,7 @@
 """Folders of images, as ImageNet has them: decoded once, then read as arrays mapped into memory."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -168,10 +169,12 @@ def test_a_disk_too_full_is_noticed_before_anything_is_decoded(animals, monkeypa
 
 @pytest.mark.parametrize("options, message", [({"side": 0}, "side must be a whole number of at least 1, got 0"),
                                               ({"name": "a/b"}, "name must be a plain name"),
+                                              ({"name": "../../x"}, "name must be a plain name"),
                                               ({"name": ""}, "name must be a plain name")])  # fmt: skip
 def test_a_bad_name_or_side_is_refused(options, message, animals):
-    with pytest.raises(ValueError, match=message):
-        folders.decode(animals, progress=False, **options)
+    for call in (lambda: folders.decode(animals, progress=False, **options), lambda: csq.data.image_folder(**options)):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("crop", [0, 17])
@@ -195,8 +198,15 @@ SPOILT = {
     "val_labels.npy": [
         (lambda f: rewrite(f, lambda a: a[1:]), ValueError, r"val_labels.npy is of shape \[8\] for 9 images"),
         (lambda f: rewrite(f, lambda a: a + 1), ValueError, "val_labels.npy is 1 to 3 for 3 classes"),
+        (lambda f: rewrite(f, lambda a: a.astype(float)), ValueError, "val_labels.npy is of type float64, not int64"),
+        (lambda f: np.save(f, np.array([print] * 9)), ValueError, "val_labels.npy is damaged"),  # a pickle
+        (lambda f: (f.unlink(), os.mkfifo(f)), ValueError, "val_labels.npy is damaged"),
     ],
-    "classes.json": [(lambda f: f.write_text("{"), ValueError, "classes.json is damaged")],
+    "classes.json": [
+        (lambda f: f.write_text("{"), ValueError, "classes.json is damaged"),
+        (lambda f: f.write_text("[" * 9999), ValueError, "classes.json is damaged"),
+        (lambda f: f.write_text("3"), ValueError, "classes.json is no list of names"),
+    ],
 }
 
 

@@ -1,5 +1,7 @@
 """Published data sets: what the files hold, what happens to a batch, and what is said of files that are not whole."""
 
+import os
+import pickle
 import re
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from archives import FOLDER, damage, publish, put, torchvision_class
 
 import csq_mini as csq
+from csq_mini.data import images, store
 from csq_mini.data.dataset import CropFlip, Normalise
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -114,6 +117,39 @@ def test_files_that_are_not_whole_are_named_with_what_to_do(name, sets, monkeypa
         load()
     with pytest.raises(FileNotFoundError, match=rf"python data_scripts/{name}.py --root {tmp_path}/none "):
         load(tmp_path / "none")
+
+
+def test_only_arrays_are_unpickled_and_only_what_was_checked(sets, monkeypatch):
+    file = sets / FOLDER["cifar10"] / "test_batch"
+    hostile = pickle.dumps({b"data": Hostile(sets / "ran")})
+    with pytest.raises(pickle.UnpicklingError, match="posix.system is no part of an array"):
+        images._pickled_split([hostile])
+    expected, check = csq.data.cifar10(valid=20), store._checked
+
+    def swapped(path, md5):
+        content = check(path, md5)
+        path.write_bytes(hostile)  # by somebody else, right after the check
+        return content
+
+    monkeypatch.setattr(store, "_checked", swapped)
+    assert torch.equal(csq.data.cifar10(valid=20).test[0], expected.test[0]) and file.read_bytes() == hostile
+    assert not (sets / "ran").exists()
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_pipe_in_place_of_a_file_is_damaged_and_does_not_hang(sets):
+    file = sets / FOLDER["cifar10"] / "test_batch"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match="test_batch is damaged; run: python data_scripts/cifar10.py"):
+        csq.data.cifar10(valid=20)
 
 
 def test_the_real_cifar10(cifar10_root):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import lzma
 import math
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from csq_mini.experiments import reproduce as experiments
 from csq_mini.experiments.plans import METHODS, PROFILES, SETUPS, plan
 from csq_mini.experiments.reproduce import read_state
 from csq_mini.experiments.rows import Row, commit, load_history, load_rows, read_row, where, write_row
+from csq_mini.files import write_state
+from csq_mini.train.identity import describe
 
 BOOK = Path(__file__).resolve().parents[1] / "book/results/rows"
 DIGITS = {"model": "digits_cnn", "data": "digits", "target": 3.0, "progress": False, "device": "cpu"}
@@ -124,6 +127,7 @@ def test_a_run_that_was_cut_goes_on_and_ends_in_the_same_row(tmp_path, done, mon
                 raise Cut
             return torch.nn.functional.cross_entropy(outputs, targets)
 
+        stop.csq_identity = describe(torch.nn.functional.cross_entropy)  # to the run folder it is the same
         return csq.fit(model, data, recipe, loss=stop, **options)
 
     monkeypatch.setattr(experiments, "fit", cut)
@@ -243,7 +247,89 @@ def test_a_packed_file_is_a_checkpoint_too(done):
     assert same_state(read_state(file), csq.load_packed(file).state_dict())
 
 
+@pytest.mark.parametrize("below", ["", "deep/er"])
+def test_a_folder_that_takes_no_rows_is_refused_before_any_training(below, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="no rows can be written to .*file.*: .*file is no folder; give another folder"):
+        digits(tmp_path, results=tmp_path / "file" / below)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    with lzma.open(tmp_path / "bomb.pt.xz", "wb", preset=0) as file:
+        [file.write(bytes(2**22)) for _ in range(17)]
+    with pytest.raises(ValueError, match=r"bomb.pt.xz is no .xz file .*it unpacks to more than 67108864 bytes"):
+        read_state(tmp_path / "bomb.pt.xz")
+
+
+def test_a_checkpoint_that_is_no_file_or_larger_than_any_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(FileNotFoundError, match="no checkpoint .*pipe.pt"):
+        read_state(tmp_path / "pipe.pt")
+    for name in ("sparse.pt", "sparse.safetensors", "sparse.pt.xz"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, 2**41)
+        with pytest.raises(ValueError, match=f"{name} is larger than a checkpoint can be"):
+            digits(tmp_path, start=tmp_path / name)
+
+
+def test_a_kept_float_model_is_read_only_as_it_was_written(tmp_path):
+    write_state(tmp_path / "a.pt", csq.models.digits_cnn().state_dict())
+    whole = (tmp_path / "a.pt").read_bytes()
+    for place in range(7, len(whole) - 100, 9973):
+        (tmp_path / "a.pt").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="a.pt is no .pt file.*do not match its sha-256"):
+            read_state(tmp_path / "a.pt")
+
+
+def test_a_row_and_its_table_are_read_only_as_they_were_written(done, tmp_path):
+    folder, row = done
+    file, table = tmp_path / f"{row.key}.json", tmp_path / f"{row.key}.csv"
+    for name in (file.name, table.name):
+        (tmp_path / name).write_bytes((folder / "rows" / name).read_bytes())
+    assert set(json.loads(file.read_text())) - {f.name for f in dataclasses.fields(Row)} == {"digest", "table"}
+    for path, read in ((file, lambda: read_row(file)), (table, lambda: load_history(row.key, tmp_path))):
+        whole = path.read_bytes()
+        for place in range(0, 8 * len(whole), 61):
+            other = bytearray(whole)
+            other[place // 8] ^= 1 << place % 8
+            path.write_bytes(other)
+            try:
+                said = read()
+                assert path == file and said == row  # a space that became another
+            except ValueError as error:
+                assert path.name in str(error)
+        path.write_bytes(whole)
+    assert read_row(file) == row and len(load_history(row.key, tmp_path)) == 3
+
+
+def test_a_row_without_a_digest_is_read_as_it_is(done, tmp_path):
+    content = dataclasses.asdict(done[1])
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert read_row(tmp_path / "old.json") == done[1]
+    (tmp_path / "old.json").write_text(json.dumps({**content, "digest": "0"}))
+    with pytest.raises(ValueError, match="old.json is not a row of results .*do not match its digest"):
+        read_row(tmp_path / "old.json")
+
+
+def test_names_of_rows_tell_targets_and_starts_apart(tmp_path, done, monkeypatch):
+    folder, row = done
+    recipes = [plan("csq", "digits_cnn", "digits", t, 0, "smoke") for t in (2.0, 2.5, 2.0000001, 3)]
+    keys = [experiments._key("csq", "digits_cnn", "digits", recipe, "smoke", None, None) for recipe in recipes]
+    assert keys[0] == "digits_cnn-digits-csq-w2-smoke-seed0" and keys[3] == row.key and len(set(keys)) == 4
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(tmp_path / f"{seed}.pt")
+        torch.save(csq.models.digits_cnn().state_dict(), states[-1])
+    rows = [digits(tmp_path, start=state, epochs=1, run_dir=tmp_path / f"run{state.stem}") for state in states]
+    assert rows[1].key == f"{rows[0].key}-{rows[1].start[-16:-8]}"
+    monkeypatch.setattr(experiments, "fit", lambda *a, **k: pytest.fail("trained again"))
+    assert [digits(tmp_path, start=state, epochs=1) for state in states] == rows
+
+
 @pytest.mark.parametrize("content, message", [
+    ("[" * 9999, "is not a row of results .*nested too deeply"), ("7", "is not a row of results"),
     ("{", "is not a row of results.*delete it"), ("[]", "is not a row of results"), ("{}", "is not a row of results"),
     ('{"schema": 99}', "has schema 99, this version reads 1: run it again"),
     ('{"schema": 1, "key": "k"}', "is not a row of results.*missing"),

@@ -9,8 +9,9 @@ from conftest import hardened, small
 from torch import nn
 
 import csq_mini as csq
+from csq_mini.experiments import pretrained
 from csq_mini.packed import save
-from csq_mini.packed.format import PackedLayer, pack_bits, unpack_bits
+from csq_mini.packed.format import DTYPES, PackedLayer, pack_bits, unpack_bits
 from csq_mini.scheme import Scheme
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -122,7 +123,7 @@ def test_only_exact_models_are_saved_and_nothing_is_half_written(tmp_path, monke
     exact = csq.harden(model)
     with torch.no_grad():
         exact[0].weight.add_(1e-3)
-    with pytest.raises(ValueError, match="changed after hardening"):
+    with pytest.raises(ValueError, match="changed or cast"):
         csq.save_packed(exact, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
@@ -142,3 +143,158 @@ def test_the_letters_of_the_planes_say_what_is_kept_and_how_large_a_code_may_be(
     scheme = layer.scheme()
     assert (scheme.available, scheme.kept, scheme.filled) == (len(planes), kept, filled)
     assert scheme.planes == planes and layer.kept == kept and layer.limit == limit
+
+
+# Several names, states that are no tensors, other wrappings
+
+
+class Twice(nn.Module):
+    """One layer under two names, or two layers that began as copies."""
+
+    def __init__(self, shared=True):
+        super().__init__()
+        self.a, self.c = nn.Linear(6, 6), nn.Linear(6, 2)
+        self.b = self.a if shared else nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.c(self.b(torch.relu(self.a(x))))
+
+
+class LM(nn.Module):
+    """An embedding whose table is the head's weight too, or not."""
+
+    def __init__(self, tied=True):
+        super().__init__()
+        self.wte, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+        if tied:
+            self.head.weight = self.wte.weight
+
+    def forward(self, x):
+        return self.head(self.wte(x))
+
+
+def bits(model):
+    return [csq.integers(model)[name].codes for name in sorted(csq.integers(model))]
+
+
+def test_a_shared_layer_is_stored_once_and_comes_back_under_both_names(tmp_path):
+    exact, x = hardened(Twice()), torch.randn(3, 6)
+    csq.save_packed(exact, tmp_path / "a")
+    packed = csq.verify_packed(tmp_path / "a")
+    assert set(packed.layers) == {"a", "c"} and set(packed.floats) == {"a.bias", "c.bias"}
+    assert packed.tied == {"b.weight": "a.weight", "b.bias": "a.bias"} and "format 2" in str(packed)
+    shares, apart = (csq.load_packed(tmp_path / "a", Twice(shared)) for shared in (True, False))
+    assert torch.equal(shares(x), exact(x)) and torch.equal(apart(x), exact(x))
+    assert len(bits(shares)) == 2 and torch.equal(apart.b.csq.codes, exact.a.csq.codes) and len(bits(apart)) == 3
+    csq.save_packed(shares, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_tied_weight_is_stored_once_under_the_name_of_its_layer(tmp_path):
+    exact, x = hardened(LM(tied=False)), torch.arange(9)
+    exact.head.weight = exact.wte.weight
+    del exact.head.csq
+    exact.register_parameter("again", exact.wte.weight)  # the first in the state_dict, and no layer's
+    csq.save_packed(exact, tmp_path / "a")
+    packed = csq.verify_packed(tmp_path / "a")
+    assert set(packed.layers) == {"wte"} and packed.tied == {"again": "wte.weight", "head.weight": "wte.weight"}
+    shares, apart = LM(), LM(tied=False)
+    shares.register_parameter("again", shares.wte.weight)
+    apart.register_parameter("again", nn.Parameter(torch.zeros(9, 4)))
+    for model, layers in ((shares, {"wte"}), (apart, {"wte", "head"})):
+        again = csq.load_packed(tmp_path / "a", model)
+        assert torch.equal(again(x), exact(x)) and set(csq.integers(again)) == layers
+        assert torch.equal(again.again, exact.wte.weight)
+
+
+def test_a_file_without_tied_names_is_the_one_that_earlier_versions_wrote(tmp_path):
+    old = pretrained.WEIGHTS / "resnet20-cifar10-2bit.safetensors"
+    recipe = csq.Recipe(**{**pretrained.row(old.stem).recipe, "skip": ()})
+    csq.save_packed(csq.load_packed(old), tmp_path / "a", recipe)
+    assert (tmp_path / "a").read_bytes() == old.read_bytes() and "format 1" in str(csq.verify_packed(old))
+
+
+class Noted(nn.Linear):
+    def __init__(self, note):
+        super().__init__(8, 4)
+        self.note = note
+
+    def get_extra_state(self):
+        return {"note": self.note}
+
+    def set_extra_state(self, state):
+        self.note = state["note"]
+
+
+def test_what_is_no_tensor_is_left_out_with_a_word_and_kept_by_the_model(tmp_path):
+    exact = hardened(nn.Sequential(Noted("v1")))
+    with pytest.warns(UserWarning, match="0._extra_state of Sequential's state is no tensor: a packed file leaves it"):
+        csq.save_packed(exact, tmp_path / "a")
+    again, x = csq.load_packed(tmp_path / "a", nn.Sequential(Noted("v2"))), torch.randn(2, 8)
+    assert again[0].note == "v2" and torch.equal(again(x), exact(x))
+    with pytest.warns(UserWarning, match="is no tensor"):
+        save.check_packable(exact)
+
+
+def test_names_of_compiled_parts_do_not_reach_the_file(tmp_path):
+    def net(compiled):
+        block = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        return nn.Sequential(torch.compile(block, backend="eager") if compiled else block, nn.Linear(8, 2))
+
+    for saved, loaded in ((True, False), (False, True), (True, True)):
+        exact, x = hardened(net(saved)), torch.randn(2, 8)
+        csq.save_packed(exact, tmp_path / "a")
+        assert set(csq.verify_packed(tmp_path / "a").layers) == {"0.0", "1"}
+        again = csq.load_packed(tmp_path / "a", net(loaded))
+        assert torch.equal(again(x), exact(x)) and len(csq.integers(again)) == 2
+
+
+class Buffered(nn.Sequential):
+    def __init__(self, buffer):
+        super().__init__(nn.Linear(4, 3))
+        self.register_buffer("extra", buffer)
+
+
+@pytest.mark.filterwarnings("ignore:.*support is experimental", "ignore:.*quantized tensor creation")
+def test_every_type_of_torch_is_stored_or_refused_by_name(tmp_path):
+    exact, refused = hardened(Buffered(torch.zeros(3))), []
+    for dtype in sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str):
+        if str(dtype)[6] == "q":  # "torch.qint8": no tensor of it is made by its type alone
+            exact.extra = torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8)
+        else:
+            exact.extra = torch.empty(3, dtype=dtype)
+        if dtype in set(DTYPES.values()):
+            exact.extra.fill_(1)
+            csq.save_packed(exact, tmp_path / "a")
+            again = csq.load_packed(tmp_path / "a", Buffered(torch.zeros(3).to(dtype)))
+            assert again.extra.dtype == dtype and again.extra.tolist() == exact.extra.tolist()
+            continue
+        refused.append(dtype)
+        for refuse in (lambda: save.check_packable(exact), lambda: csq.save_packed(exact, tmp_path / "none")):
+            with pytest.raises(ValueError, match="cannot hold extra, which is torch.*: convert it to one of float64, "):
+                refuse()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert {torch.complex64, torch.float8_e4m3fn, torch.uint16, torch.uint32, torch.qint8} <= set(refused)
+
+
+def test_what_no_file_can_hold_is_refused_before_anything_is_written(tmp_path):
+    hooked, named, deep = (hardened(nn.Sequential(nn.Linear(4, 3))) for _ in range(3))
+    hooked._register_state_dict_hook(lambda m, state, *_: {f"net.{key}": value for key, value in state.items()})
+    named.add_module("red\x1b[31m", nn.Linear(2, 2))
+    deep.register_buffer("cube", torch.zeros([1] * 9))
+    sparse = hardened(Buffered(torch.zeros(3)))
+    sparse.extra = sparse.extra.to_sparse()
+    texts = {"state_dict has no 0.weight: a state_dict hook renames": hooked, "a name that no module can have": named,
+             "'cube' has no sound shape": deep, "extra, which has no values yet or is sparse": sparse}  # fmt: skip
+    for message, model in texts.items():
+        with pytest.raises(ValueError, match=message):
+            csq.save_packed(model, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_folder_and_a_folder_in_the_way_are_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*none: make it first, or give another path"):
+        csq.save_packed(hardened(small()), tmp_path / "none" / "a")
+    with pytest.raises(IsADirectoryError, match="is a folder: give the path of a file"):
+        csq.save_packed(hardened(small()), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import struct
 import tracemalloc
@@ -63,8 +64,16 @@ def no_layer(header, about, payload):
     return header, about, payload
 
 
+def renamed(entries, old, new):
+    return {new if name == old else name: value for name, value in entries.items()}
+
+
+def tied(names):
+    return lambda header, about, payload: (header, {**about, "format": 2, "tied": names}, payload)
+
+
 HOSTILE = {
-    "newer": (change("about", "", "format", 2), "newer"),
+    "newer": (change("about", "", "format", 3), "newer"),
     "no version": (change("about", "", "format", True), "no version"),
     "huge shape": (change("layer", "0", "shape", [2**40, 2**40]), "too large"),
     "shape and payload": (change("layer", "0", "shape", [3, 1, 3, 4]), "payload"),
@@ -84,6 +93,18 @@ HOSTILE = {
         h, {**a, "layers": {**a["layers"], "0": {**a["layers"]["0"], "more": 1}}}, p), "other fields"),
     "size of a tensor": (change("tensor", "1.bias", "shape", [4]), "lies about its size"),
     "type of a tensor": (change("tensor", "1.bias", "dtype", "F4"), "unknown type"),
+    "dots in a layer's name": (lambda h, a, p: (
+        renamed(h, "4.weight", ".fc.weight"), {**a, "layers": renamed(a["layers"], "4", ".fc")}, p), "no module can"),
+    "colours in a tensor's name": (lambda h, a, p: (renamed(h, "1.bias", "\x1b[31m1"), a, p), "no module can have"),
+    "colours in the library's name": (change("about", "", "library", "\x1b[31m1"), "no text"),
+    "colours in the architecture": (
+        change("about", "", "architecture", {"name": "\x1b[31m", "arguments": {}}), "whole numbers"),
+    "activation that is none": (change("about", "", "activations", {"x": 3}), "'x' has no alpha"),
+    "tied names in an old format": (change("about", "", "tied", {"a": "1.bias"}), "not those of format 1"),
+    "a new format without tied names": (change("about", "", "format", 2), "not those of format 2"),
+    "tied to nothing": (tied({"a": "b"}), "'a' is tied to 'b'"),
+    "tied twice": (tied({"1.weight": "1.bias"}), "'1.weight' is tied to '1.bias'"),
+    "tied to a list": (tied({"a": [1]}), "is tied to"),
     "place of a tensor": (change("tensor", "1.bias", "data_offsets", [0, 2**60]), "no place"),
     "overlap": (two_at_once, "overlaps|lies"),
     "gap at the end": (lambda h, a, p: (h, a, p + b"more"), "belong to no tensor"),
@@ -189,7 +210,7 @@ def mutated(blob, header, rng, number):
 
 def refused(blob):
     try:
-        verify._parse(blob)
+        verify.parse(blob)
     except csq.PackedFileError:
         return True
     return False
@@ -226,3 +247,99 @@ def test_mutated_contents_with_a_right_digest_are_refused_or_say_the_same_as_a_s
         except csq.PackedFileError:
             pass
     assert accepted < 400  # fields that only inform, such as the recipe, may change
+
+
+# Paths that are no files, and files that would never end
+
+
+@pytest.mark.parametrize("read", [csq.verify_packed, csq.load_packed])
+def test_only_a_regular_file_is_read_and_no_further_than_its_header_says(read, file, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(OSError, match="is a device or a pipe"):
+            read(path)
+    with pytest.raises(IsADirectoryError):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none")
+    tracemalloc.start()
+    for start, size, message in ((b"", 2**41, "larger than"), (b"", 2**34, "is not JSON"),
+                                 (file.read_bytes(), 2**34, "belong to no tensor")):  # fmt: skip
+        (tmp_path / "sparse").write_bytes(start)
+        os.truncate(tmp_path / "sparse", size)
+        with pytest.raises(csq.PackedFileError, match=f"sparse: .*{message}"):
+            read(tmp_path / "sparse")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+# Models that cannot hold what the file says: refused, and as they were
+
+
+class Tied(nn.Module):
+    def __init__(self, tied):
+        super().__init__()
+        self.wte, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+        if tied:
+            self.head.weight = self.wte.weight
+
+
+class Rounds(nn.Linear):
+    """Keeps another weight than it is given."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self.weight.clone()
+
+
+class Sealed(nn.Linear):
+    """Cannot be written to: every row of its weight is one piece of memory."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.weight = nn.Parameter(self.weight.detach()[:1].expand(sizes[::-1]), requires_grad=False)
+
+
+@pytest.mark.parametrize("model, message", [
+    (Tied(True), "head.weight and wte.weight are one tensor in the model and two in the file: give one"),
+    (Tied(False).to("meta"), "wte.weight of the model has no values yet"),
+    (nn.Sequential(nn.LazyLinear(3)), "0.weight of the model has no values yet"),
+    (Tied(False).to(torch.float8_e5m2), "cannot hold wte.weight, which is torch.float8_e5m2"),
+], ids=["tied", "meta", "lazy", "float8"])  # fmt: skip
+def test_a_model_that_cannot_hold_two_weights_is_refused_before_it_changes(model, message, tmp_path):
+    csq.save_packed(hardened(Tied(False)), tmp_path / "a")
+    before = {k: v.clone() for k, v in model.state_dict().items() if not nn.parameter.is_lazy(v)}
+    with pytest.raises(csq.PackedFileError, match=message):
+        csq.load_packed(tmp_path / "a", model)
+    after = model.state_dict()
+    assert all(v.is_meta or torch.equal(v, after[k]) for k, v in before.items())
+    assert not any(hasattr(m, "csq") for m in model.modules())
+
+
+@pytest.mark.parametrize("kind, message", [(Rounds, "does not keep what 1.weight is set to"), (Sealed, "not fit the")])
+def test_a_model_that_holds_something_else_afterwards_is_never_returned(kind, message, tmp_path):
+    csq.save_packed(hardened(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))), tmp_path / "a")
+    model = nn.Sequential(nn.Linear(4, 4), kind(4, 4))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(csq.PackedFileError, match=message):
+        csq.load_packed(tmp_path / "a", model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(hasattr(m, "csq") for m in model.modules())
+
+
+def test_whatever_a_model_of_somebodys_raises_it_is_said_that_it_does_not_fit(file):
+    class Broken(nn.Sequential):
+        def state_dict(self, *args, **options):
+            raise KeyError("mine")
+
+    with pytest.raises(csq.PackedFileError, match="does not fit the model: .*mine"):
+        csq.load_packed(file, Broken())
+
+
+def test_loading_into_a_hardened_model_leaves_nothing_of_its_old_scheme(tmp_path):
+    csq.save_packed(hardened(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))), tmp_path / "both")
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    csq.convert(model, skip="1")
+    csq.save_packed(csq.harden(model), tmp_path / "one")
+    quantized = csq.load_packed(tmp_path / "both", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    assert set(csq.integers(csq.load_packed(tmp_path / "one", quantized))) == {"0"}

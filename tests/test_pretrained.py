@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,51 @@ def test_what_cannot_be_packed_is_named_and_nothing_is_written(run, tmp_path, ca
         assert main(["pack", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err, name
     assert not (tmp_path / "out").exists()
+
+
+def test_names_of_packed_files_keep_all_of_the_runs_name(run, tmp_path, capsys, monkeypatch):
+    names = ["w2.25-seed0", "w2.5-seed0", "a.json", "a"]  # of folders
+    for name in names:
+        shutil.copytree(run[0], tmp_path / name)
+        assert main(["pack", str(tmp_path / name)]) == 0
+    monkeypatch.chdir(tmp_path / "a")
+    (tmp_path / "a.safetensors").unlink()
+    assert main(["pack", "."]) == 0
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == {f"{name}.safetensors" for name in names}
+
+
+DAMAGE = {
+    "run.json": [b"", b"{", b"[]", b"7", b'{"recipe": 7}', b'{"recipe": {}}', b"[" * 9999, b"\xff\x00", None],
+    "result.json": [None],
+    "model.safetensors": [b"", b"x" * 99, None],
+}
+
+
+@pytest.mark.parametrize("file", DAMAGE)
+def test_a_damaged_run_ends_in_one_line_of_the_command(file, run, tmp_path, capsys):
+    for content in DAMAGE[file]:
+        shutil.copytree(run[0], tmp_path / "run", dirs_exist_ok=True)
+        (tmp_path / "run" / file).unlink() if content is None else (tmp_path / "run" / file).write_bytes(content)
+        assert main(["pack", str(tmp_path / "run")]) == 2, content
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and file in err and "run" in err and not (tmp_path / "run.safetensors").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"[" * 9999, b"\xff\x00", b'{"schema": 1}'])
+def test_a_damaged_row_ends_in_one_line_of_the_command(content, tmp_path, capsys):
+    (tmp_path / "row.json").write_bytes(content)
+    assert main(["pack", str(tmp_path / "row.json")]) == 2
+    assert re.search("csq-mini: .*row.json is not a row of results .*delete it and run", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_what_is_no_packed_file_ends_in_one_line_of_the_command(command, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").write_text("nothing at all")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "text", tmp_path / "none", "/dev/zero"):
+        assert main([command, str(path)]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and str(path) in err
 
 
 def test_a_damaged_packed_file_is_not_copied(run, tmp_path, capsys):

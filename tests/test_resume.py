@@ -93,7 +93,7 @@ def test_a_run_stopped_in_the_middle_of_a_file_ends_bit_identically(call, tmp_pa
     def stopping(path, content):
         if next(calls) != call:
             return write(path, content)
-        path.with_name(path.name + ".partial").write_bytes(b"\0" * (call % 2 * 20))
+        path.with_name(f".{path.name}.0123.partial").write_bytes(b"\0" * (call % 2 * 20))
         raise Stop
 
     patch = counted_writes(stopping)

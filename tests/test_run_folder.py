@@ -1,25 +1,28 @@
 """Run folders: what they hold, when they are refused, and that a refusal leaves them as they were."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import conv_net, few_digits, mlp
-from stopped_runs import RECIPE, Stop, contents, network, run, stop_at
+from conftest import conv_net, few_digits, mlp, same_state
+from stopped_runs import RECIPE, Stop, contents, network, noisy, run, stop_at
 from torch import nn
 
 import csq_mini as csq
-from csq_mini.files import write_json
+from csq_mini.files import write_json, write_state
 from csq_mini.packed.save import recipe_digest
-from csq_mini.train.run_folder import get_rng_state, set_rng_state
+from csq_mini.train.identity import describe, identity
+from csq_mini.train.run_folder import RunFolder, get_rng_state, set_rng_state
 
 
 def test_a_runs_folder_holds_what_its_result_says(tmp_path):
@@ -99,15 +102,15 @@ def test_a_truncated_checkpoint_is_refused_with_a_way_out(part, half):
 @pytest.mark.parametrize("content", [{}, [1], {"format": 1}, {"format": 1, "phase": 0, "step": 3}, "text",
                                      {"run": 5}, {"run": {}}, {"run": {"format": 3}}])  # fmt: skip
 def test_a_checkpoint_with_something_else_in_it_is_refused(content, half):
-    torch.save(content, half / "checkpoint.pt")
+    write_state(half / "checkpoint.pt", content)
     refuse(half, "checkpoint.pt is damaged.*delete it|holds a run of format None")
 
 
 def test_a_checkpoint_of_another_version_is_refused(half):
     file = half / "checkpoint.pt"
     content = torch.load(file)
-    torch.save({**content, "run": {**content["run"], "format": 99}}, file)
-    refuse(half, "holds a run of format 99.*reads 3.*another run_dir")
+    write_state(file, {**content, "run": {**content["run"], "format": 99}})
+    refuse(half, "holds a run of format 99.*reads 4.*another run_dir")
 
 
 @pytest.mark.parametrize("other", ["model", "recipe", "weights"])
@@ -137,6 +140,87 @@ def test_a_folder_of_another_run_is_refused_with_the_difference(options, message
     refuse(half, message, **options)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that is done, to be refused alone."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(folder)
+    return folder
+
+
+def brighter(data):
+    return dataclasses.replace(data, train=(data.train[0] + 0.1, data.train[1]))
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"data": brighter(few_digits(augment=noisy))}, "data is 'few digits, .* there and 'few digits, .* here"),
+    ({"loss": nn.CrossEntropyLoss(label_smoothing=0.9)}, "loss is 'torch.nn.functional.cross_entropy .* there and 't"),
+    ({"metric": lambda o, y: -F.cross_entropy(o, y)}, "metric is 'csq_mini.train.judge.accuracy .* there and 'te"),
+    ({"data": few_digits()}, "augment is 'stopped_runs.noisy .* there and 'None' here"),
+    ({"data": dataclasses.replace(few_digits(augment=noisy), prepare=torch.neg)}, "prepare is 'None' there and 'torch"),
+    ({"model": network().append(nn.Dropout(0.0))}, "model is 'Sequential .*, code"),
+], ids=["data", "loss", "metric", "augment", "prepare", "dropout"])  # fmt: skip
+def test_other_data_or_functions_are_another_run(options, message, finished):
+    refuse(finished, f"another run: {message}", **options)
+
+
+def test_each_flipped_bit_of_a_checkpoint_is_refused(half):
+    file, chance = half / "checkpoint.pt", random.Random(0)
+    whole, folder = file.read_bytes(), folder_of(half)
+    for _ in range(150):
+        other, place = bytearray(whole), chance.randrange(8 * len(whole))
+        other[place // 8] ^= 1 << place % 8
+        file.write_bytes(other)
+        with pytest.raises(ValueError, match="checkpoint.pt is damaged .*sha-256"):
+            folder.load()
+    file.write_bytes(whole)
+    assert folder.load()["step"] == 6
+
+
+def folder_of(path):
+    """A run folder that is read alone."""
+    known = identity(network(), few_digits(augment=noisy), F.cross_entropy, csq.accuracy)
+    return RunFolder(path, known, RECIPE, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("part, other", [
+    ("rng", {}), ("rng", 5), ("optimizer", {"state": 1}), ("optimizer", []), ("model", {"0.csq.mask": 1}),
+    ("step", "7"), ("phase", 99), ("loss", None),
+])  # fmt: skip
+def test_a_checkpoint_with_parts_of_another_kind_is_damaged_and_nothing_else(part, other, half):
+    file = half / "checkpoint.pt"
+    write_state(file, {**torch.load(file), part: other})
+    refuse(half, "checkpoint.pt is damaged .*delete it to start this run again, or give another run_dir")
+
+
+def test_a_run_that_goes_on_with_other_threads_says_that_bits_may_differ(half, tmp_path):
+    content = json.loads((half / "run.json").read_text())
+    assert content["begun_with"]["torch"] == torch.__version__ and content["begun_with"]["threads"] == 1
+    content["begun_with"] |= {"threads": 7, "torch": "2.0"}
+    write_json(half / "run.json", content)
+    with pytest.warns(UserWarning, match="torch 2.0 there and .* here; threads 7 there and 1 here.*bits .*may differ"):
+        run(half)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(half)  # done: nothing is computed that could differ
+        run(tmp_path / "new")
+
+
+def test_what_a_killed_process_left_is_removed_by_the_run_that_goes_on(half):
+    for name in ("checkpoint.pt.partial", ".checkpoint.pt.0123.partial"):
+        (half / name).write_bytes(b"half a checkpoint")
+    run(half)
+    assert not list(half.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["run.json", "checkpoint.pt"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_does_not_hang(name, half):
+    (half / name).unlink()
+    os.mkfifo(half / name)
+    with pytest.raises((ValueError, OSError), match=f"{name} is .*"):
+        run(half)
+
+
 def test_a_run_in_bfloat16_is_another_run(tmp_path):
     for first in (False, True):
         folder = tmp_path / str(first)
@@ -150,14 +234,15 @@ def test_a_model_with_other_weights_is_another_run(half):
     refuse(half, "another run", model=conv_net().insert(10, nn.Dropout(0.2)))
 
 
-@pytest.mark.parametrize("version", [2, 99])  # of 0.1.0, and of times to come
+@pytest.mark.parametrize("version", [2, 3, 99])  # earlier ones, and one to come
 def test_a_folder_of_another_version_is_refused(version, half):
     content = json.loads((half / "run.json").read_text())
     write_json(half / "run.json", {**content, "format": version})
-    refuse(half, f"run of format {version}.*reads 3: give another run_dir")
+    refuse(half, f"run of format {version}.*reads 4: give another run_dir")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "recipe": 5}', "\x00\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "recipe": 5}', "\x00\xff",
+                                  "[" * 9999, '{"format": 4, "recipe": {}, "begun_with": 7}'])  # fmt: skip
 def test_a_damaged_run_file_is_refused(text, half):
     (half / "run.json").write_bytes(text.encode("latin1"))
     refuse(half, "run.json is damaged|holds a")
@@ -210,6 +295,23 @@ def test_no_permission_to_write_is_said_and_nothing_is_left(below):
         locked.chmod(0o755)
 
 
+@pytest.mark.skipif(not hasattr(os, "setresuid"), reason="permissions work otherwise here")
+def test_a_finished_run_is_read_back_where_nothing_can_be_written():
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "run"
+        expected = run(folder)
+        before = contents(folder)
+        for path in folder.iterdir():
+            path.chmod(0o444)
+        folder.chmod(0o555), Path(parent).chmod(0o755)
+        model, data = network(), few_digits(augment=noisy)
+        with no_privilege():
+            result = run(folder, model, data=data, loss=stop_at(0, F.cross_entropy))
+        assert same_state(result.model, expected.model) and result.accuracy == expected.accuracy
+        assert contents(folder) == before
+        folder.chmod(0o755)
+
+
 def test_a_file_system_that_takes_no_folder_is_said():
     if not Path("/proc/self").exists():
         pytest.skip("no /proc here")
@@ -249,6 +351,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
             refused.append(contents(folder) == before)
         return F.cross_entropy(outputs, targets)
 
+    second.csq_identity = describe(F.cross_entropy)
     run(folder, loss=second)
     assert refused == [True]
     run(folder)  # and afterwards it is free

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..check import whole
+from ..files import read_json
 from . import store
 from .dataset import CropFlip, Data, Normalise, Split, stratified_order
 from .fetch import scratch_folder
@@ -51,15 +52,15 @@ def image_folder(
 
     Source: He et al. (arXiv 1512.03385), section 3.4, but with one scale and one crop where they use several.
     """
-    crop = whole("crop", crop, 1, side, hint=f": the images have {side} pixels a side")
+    crop = whole("crop", crop, 1, whole("side", side, 1), hint=f": the images have {side} pixels a side")
     here = store.root(root)
-    folder = here / f"{name}-{side}"
+    folder = here / _folder(name, side)
     found = store.folder_problems(folder, side)
     if found:
         remedy = f"{store.fetch_command('image_folder', here)} --name {name} --side {side}"
         raise store.complaint(folder.name, here, found, 1 + len(store.ARRAYS), remedy)
     (x, y), (test_x, test_y) = (_mapped(folder, part) for part in store.PARTS)
-    classes = len(json.loads((folder / "classes.json").read_text()))
+    classes = len(read_json(folder / "classes.json"))
     held_out = max(1, min(10_000, len(y) // 20)) if valid is None else valid
     watched, learned, judged = cut(len(y), len(test_y), held_out, limit)
     return Data(
@@ -70,6 +71,12 @@ def image_folder(
         augment=CropFlip(crop), prepare=Normalise(*IMAGENET, crop), classes=classes,
         streamed=x.nbytes + test_x.nbytes > resident_gb * 1e9,
     )  # fmt: skip
+
+
+def _folder(name: str, side: int) -> str:
+    if not name or Path(name).name != name:
+        raise ValueError(f"name must be a plain name for a folder, got {name!r}")
+    return f"{name}-{side}"
 
 
 def _mapped(folder: Path, part: str) -> Split:
@@ -94,10 +101,8 @@ def decode(
         OSError: if the disk is too full. After an error what was there before is unchanged.
     """
     side = whole("side", side, 1)
-    if not name or Path(name).name != name:
-        raise ValueError(f"name must be a plain name for a folder, got {name!r}")
     here = store.root(root)
-    target = here / f"{name}-{side}"
+    target = here / _folder(name, side)
     if target.exists() and not store.folder_problems(target, side):
         return f"{target} is there already and whole; to decode again delete it first"
     files, classes = _files(Path(source).expanduser())

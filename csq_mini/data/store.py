@@ -3,7 +3,7 @@
 Published sets are judged by the checksums in torchvision's classes, arrays of decoded images by their shapes.
 """
 
-import json
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..check import unknown
+from ..files import open_regular, read_json, read_whole
 
+MAX_PUBLISHED = 2**28  # bytes of a file of a published data set
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST"}
 PARTS = ("train", "val")  # of a folder of images, decoded or not
 ARRAYS = [f"{part}_{kind}.npy" for part in PARTS for kind in ("images", "labels")]
@@ -52,24 +54,34 @@ def source(name: str) -> Source:
 
 def problems(name: str, place: str | Path) -> dict[str, str]:
     """File -> "missing" or "damaged", for each file of a data set under the folder ``place`` that is not whole."""
-    from torchvision.datasets.utils import check_integrity
-
-    known, found = source(name), {}
-    for file, md5 in known.files.items():
-        path = Path(place, known.folder, file)
-        if not check_integrity(path, md5):
-            found[file] = "damaged" if path.exists() else "missing"
-    return found
+    known = source(name)
+    states = {file: _checked(Path(place, known.folder, file), md5) for file, md5 in known.files.items()}
+    return {file: state for file, state in states.items() if isinstance(state, str)}
 
 
-def verified(name: str, place: str | Path | None = None) -> list[Path]:
-    """The files of a published data set, in the order of :class:`Source`; raises :func:`complaint`'s errors."""
+def _checked(path: Path, md5: str) -> bytes | str:
+    """The content of a file, or "missing" or "damaged"."""
+    try:
+        content = read_whole(path, MAX_PUBLISHED)
+    except FileNotFoundError:
+        return "missing"
+    except (OSError, ValueError):
+        return "damaged"
+    return content if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5 else "damaged"
+
+
+def verified(name: str, place: str | Path | None = None) -> list[bytes]:
+    """The contents of a published data set's files, read once: what is returned is what was checked.
+
+    In the order of :class:`Source`; raises :func:`complaint`'s errors.
+    """
     here, known = root(place), source(name)
-    found = problems(name, here)
+    read = {file: _checked(here / known.folder / file, md5) for file, md5 in known.files.items()}
+    found = {file: state for file, state in read.items() if isinstance(state, str)}
     if found:
         remedy = f"{fetch_command(name, here)} (with --from DIR if there is a copy on this machine)"
         raise complaint(known.title, here / known.folder, found, len(known.files), remedy)
-    return [here / known.folder / file for file in known.files]
+    return [content for content in read.values() if isinstance(content, bytes)]
 
 
 def complaint(title: str, folder: Path, found: dict[str, str], files: int, remedy: str) -> Exception:
@@ -87,7 +99,7 @@ def folder_problems(folder: Path, side: int) -> dict[str, str]:
     for file in ["classes.json", *ARRAYS]:
         path = folder / file
         try:
-            arrays[file] = json.loads(path.read_text()) if path.suffix == ".json" else np.load(path, mmap_mode="r")
+            arrays[file] = read_json(path) if path.suffix == ".json" else _mapped(path)
         except FileNotFoundError:
             found[file] = "missing"
         except (ValueError, OSError, EOFError):
@@ -95,7 +107,14 @@ def folder_problems(folder: Path, side: int) -> dict[str, str]:
     return found or _misfits(arrays, side)
 
 
+def _mapped(path: Path) -> np.ndarray:
+    open_regular(path).close()
+    return np.load(path, mmap_mode="r")
+
+
 def _misfits(arrays: dict[str, Any], side: int) -> dict[str, str]:
+    if not isinstance(arrays["classes.json"], list):
+        return {"classes.json": "no list of names"}
     found, classes = {}, len(arrays["classes.json"])
     for part in PARTS:
         images, labels = arrays[f"{part}_images.npy"], arrays[f"{part}_labels.npy"]
@@ -103,6 +122,8 @@ def _misfits(arrays: dict[str, Any], side: int) -> dict[str, str]:
             found[f"{part}_images.npy"] = f"{list(images.shape)} {images.dtype}, not [images, {side}, {side}, 3] uint8"
         elif labels.shape != images.shape[:1]:
             found[f"{part}_labels.npy"] = f"of shape {list(labels.shape)} for {len(images)} images"
+        elif labels.dtype != np.int64:
+            found[f"{part}_labels.npy"] = f"of type {labels.dtype}, not int64"
         elif len(labels) and not 0 <= labels.min() <= labels.max() < classes:
             found[f"{part}_labels.npy"] = f"{labels.min()} to {labels.max()} for {classes} classes"
     return found

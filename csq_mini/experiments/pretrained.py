@@ -1,13 +1,13 @@
 """Packed files that runs left: the trained networks that come with the library, and those of your own runs."""
 
-import json
 from pathlib import Path
 
 from torch import nn
 
 from ..check import unknown
-from ..files import write_whole
-from ..packed import load_packed, verify_packed
+from ..files import read_json, write_whole
+from ..packed import load_packed
+from ..packed.verify import read_packed
 from .rows import Row, read_row
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -47,10 +47,11 @@ def pack_run(run: str | Path, path: str | Path) -> int:
     Raises:
         FileNotFoundError, ValueError: if the run is not finished, or left no packed file, or a damaged one.
     """
-    left = _row_file(Path(run)) if Path(run).suffix == ".json" else _folder_file(Path(run))
-    size = verify_packed(left).file_bytes
-    write_whole(Path(path), lambda file: file.write(left.read_bytes()))
-    return size
+    run = Path(run)
+    left = _folder_file(run) if run.suffix != ".json" or run.is_dir() else _row_file(run)
+    blob, _ = read_packed(left)
+    write_whole(path, lambda file: file.write(blob))
+    return len(blob)
 
 
 def _row_file(run: Path) -> Path:
@@ -66,8 +67,11 @@ def _folder_file(run: Path) -> Path:
     if not (run / "result.json").exists():
         raise FileNotFoundError(f"{run} is no finished run (it has no result.json): give the run_dir of csq.fit, "
                                 "or the .json of a row that was kept")  # fmt: skip
-    recipe = json.loads((run / "run.json").read_text("utf8"))["recipe"]
-    if recipe["target"] is None:
+    try:
+        target = read_json(run / "run.json")["recipe"]["target"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{run / 'run.json'} is damaged ({error}): train it again in a new folder") from None
+    if target is None:
         raise ValueError(f"{run} trained float weights: there is nothing to pack")
     file = run / "model.safetensors"
     if not file.exists():

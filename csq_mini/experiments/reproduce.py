@@ -4,16 +4,18 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from .. import data as datasets
 from .. import models
-from ..files import write_whole
+from ..files import MAX_FILE, open_regular, write_state
+from ..files import read_state as read_opened
 from ..packed import load_packed, save_packed
 from ..packed.format import KEY
 from ..recipes import Recipe
@@ -48,22 +50,27 @@ def reproduce(
         device: None takes the first GPU if there is one, else the CPU.
         run_dir: folder of the run; None is ``runs/<key>``.
         data_root: folder of the data sets; None is ``CSQ_DATA``, else ``data``.
-        results: folder that gets the row; by default ``results`` in the present folder.
+        results: folder that gets the row, <key>.json; by default ``results`` in the present folder. The key names
+            the parameters, and the digest of ``start`` where there is a row of another one already.
         keep: also keep the model there: packed (.safetensors), a float one as its state_dict (.pt).
         progress: whether to show a progress bar.
 
     Raises:
         ValueError: for a bad argument, a checkpoint that does not fit, or a run folder of another run.
         FileNotFoundError: if the data set or the checkpoint is not there.
+        OSError: if the row cannot be written.
     """
     made_by = commit()  # now: the sources may change while it trains
     recipe = plan(method, model, data, target, seed, profile, activation_bits=activation_bits, epochs=epochs)
     device = _device(device, profile)
     key, origin = _key(method, model, data, recipe, profile, epochs, start), _origin(start)
-    file = Path(results) / f"{key}.json"
-    done = read_row(file) if file.exists() else None
+    done = _row(results, key)
+    if done and origin and done.start != origin:  # of another checkpoint, whose row stays
+        key = f"{key}-{origin[-16:-8]}"
+        done = _row(results, key)
     if done and _same_run(done, recipe, origin):
         return done
+    _check_folder(Path(results))
     images = _images(data, data_root, PROFILES[profile].images.get(model))
     torch.manual_seed(seed)
     network, began = models.get(model)(num_classes=images.classes), None
@@ -93,13 +100,22 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        content = lzma.open(path) if path.suffix == ".xz" else open(path, "rb")
-        with content as file:
-            return torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            return read_opened(_unpacked(file, path.stat().st_size) if path.suffix == ".xz" else file)
     except ImportError:
         raise
     except Exception as error:  # each format has its own kinds
         raise ValueError(f"{path} is no {path.suffix} file with a state_dict ({error})") from error
+
+
+def _unpacked(file: BinaryIO, size: int) -> BinaryIO:
+    """What an .xz file holds; ValueError before it is unpacked to more than trained weights ever would."""
+    most = max(100 * size, 2**26)
+    with lzma.open(file) as packed:
+        content = packed.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it unpacks to more than {most} bytes, a hundred times its size")
+    return io.BytesIO(content)
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -114,6 +130,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _existing(start: str | Path) -> Path:
     if not Path(start).is_file():
         raise FileNotFoundError(f"no checkpoint {start}: give the path of a .safetensors, .pt or .pt.xz file")
+    if Path(start).stat().st_size > MAX_FILE:
+        raise ValueError(f"{start} is larger than a checkpoint can be ({MAX_FILE} bytes)")
     return Path(start)
 
 
@@ -122,7 +140,8 @@ def _origin(start: str | Path | None) -> str | None:
     if start is None:
         return None
     path = _existing(start)
-    return f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    with open(path, "rb") as file:
+        return f"{path.name}, sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
 def _device(device: str | None, profile: str) -> str:
@@ -137,9 +156,22 @@ def _key(
     method: str, model: str, data: str, recipe: Recipe, profile: str, epochs: int | None, start: str | Path | None
 ) -> str:  # fmt: skip
     parts = [model, data, *(["pretrained"] if start is not None else []), method]
-    parts += [f"w{recipe.target:g}"] if recipe.target is not None else []
+    parts += [f"w{recipe.target}".removesuffix(".0")] if recipe.target is not None else []
     parts += [f"a{recipe.activation_bits}"] if recipe.activation_bits is not None else []
     return "-".join([*parts, profile, *([f"{epochs}epochs"] if epochs else []), f"seed{recipe.seed}"])
+
+
+def _check_folder(folder: Path) -> None:
+    """OSError if rows cannot be written to a folder, there or not yet: to be known before training, not after it."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is no folder" if not there.is_dir() else "cannot be written to"
+        raise OSError(f"no rows can be written to {folder}: {there} {why}; give another folder as results")
+
+
+def _row(results: str | Path, key: str) -> Row | None:
+    file = Path(results) / f"{key}.json"
+    return read_row(file) if file.exists() else None
 
 
 def _same_run(row: Row, recipe: Recipe, origin: str | None) -> bool:
@@ -185,5 +217,4 @@ def _keep(result: Result, folder: Path, key: str) -> None:
     if result.report is not None:
         save_packed(result.model, folder / f"{key}.safetensors", result.recipe)
         return
-    state = {name: t.cpu() for name, t in result.model.state_dict().items()}
-    write_whole(folder / f"{key}.pt", lambda file: torch.save(state, file))
+    write_state(folder / f"{key}.pt", {name: t.cpu() for name, t in result.model.state_dict().items()})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 import os
 import platform
@@ -13,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..files import __version__, write_json, write_whole
+from ..files import __version__, read_json, read_whole, write_json, write_whole
 
 if TYPE_CHECKING:
     import pandas
 
 SCHEMA = 1
 """Version of the rows; a change that makes old rows unreadable gets another number."""
+
+MAX_TABLE = 2**28  # bytes
 
 
 @dataclass(frozen=True)
@@ -66,30 +70,51 @@ def load_rows(folder: str | Path) -> pandas.DataFrame:
 
 
 def read_row(file: Path) -> Row:
-    """The row in a file; ValueError if it is no row, or of another schema."""
+    """The row in a file; ValueError if it is no row, was changed since it was written, or is of another schema.
+
+    Rows of earlier versions carry no digest, and are read as they are.
+    """
+    return _checked(Path(file))[0]
+
+
+def _checked(file: Path) -> tuple[Row, str | None]:
+    """The row, and the digest of the table beside it."""
     try:
-        content = json.loads(file.read_text("utf8"))
-        schema = content["schema"]
+        content = read_json(file)
+        schema, digest = content["schema"], content.pop("digest", None)
+        if digest is not None and digest != _digest(content):
+            raise ValueError("its contents do not match its digest")
+        table = content.pop("table", None)
         if schema == SCHEMA:
-            return Row(**content)
-    except (ValueError, KeyError, TypeError) as error:
+            return Row(**content), table
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a row of results ({error!r}): delete it and run it again") from None
     raise ValueError(f"{file} has schema {schema!r}, this version reads {SCHEMA}: run it again to renew it")
 
 
 def load_history(key: str, folder: str | Path) -> pandas.DataFrame:
-    """The history of the run with this key, as :func:`csq_mini.fit` returned it."""
+    """The history of the run with this key, as :func:`csq_mini.fit` returned it; ValueError if it was changed since."""
     import pandas
 
-    return pandas.read_csv(Path(folder) / f"{key}.csv")
+    file = Path(folder) / f"{key}.csv"
+    text, row = read_whole(file, MAX_TABLE), file.with_name(f"{key}.json")
+    digest = _checked(row)[1] if row.exists() else None
+    if digest not in (None, hashlib.sha256(text).hexdigest()):
+        raise ValueError(f"{file} was changed since it was written: delete it and {row}, and run it again")
+    return pandas.read_csv(io.BytesIO(text))
 
 
 def write_row(folder: str | Path, row: Row, history: pandas.DataFrame) -> None:
     """Write a row and its history. The row comes last: where there is one, its other files are there."""
     os.makedirs(folder, exist_ok=True)
-    text = history.to_csv(index=False)
-    write_whole(Path(folder) / f"{row.key}.csv", lambda file: file.write(text.encode()))
-    write_json(Path(folder) / f"{row.key}.json", dataclasses.asdict(row))
+    text = history.to_csv(index=False).encode()
+    write_whole(Path(folder) / f"{row.key}.csv", lambda file: file.write(text))
+    content = dataclasses.asdict(row) | {"table": hashlib.sha256(text).hexdigest()}
+    write_json(Path(folder) / f"{row.key}.json", content | {"digest": _digest(content)})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def where(device: torch.device | str | None = None) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..report import FloatPart, Report, tabulate
 from ..scheme import Scheme
 
-FORMAT = 1  # version; a reader refuses a newer one
+FORMAT = 2  # version; a reader refuses a newer one
+UNTIED = 1  # version of a file without tied names, which older readers read too
 KEY = "csq_mini"  # the only metadata entry: with two, safetensors writes them in random order
 NO_DIGEST = "0" * 64  # in place of the digest while it is computed
 CHUNK = 2**20  # weights decoded at a time, so that memory stays bounded
@@ -96,6 +97,7 @@ class Packed:
     sha256: str
     file_bytes: int
     header_bytes: int
+    tied: dict[str, str]  # other name of a tensor -> the name it is stored under
 
     def report(self) -> Report:
         """The table that :func:`csq_mini.report` makes of a model."""
@@ -114,15 +116,17 @@ class Packed:
             f"compression on disk: {total.original_bytes / self.file_bytes:.2f}x (float32 state over this file)",
             f"architecture: {built or 'not known to the library'}"
             + (f"; activations of {len(self.activations)} layers quantized" if self.activations else ""),
-            f"stays float: {', '.join(f'{n} of {kind}' for kind, n in kinds.items()) or 'nothing'}",
-            f"written by csq-mini {self.library}, format {FORMAT}, recipe {self.recipe or 'not given'}",
+            f"stays float: {', '.join(f'{n} of {kind}' for kind, n in kinds.items()) or 'nothing'}"
+            + (f"; {len(self.tied)} more names of the same tensors" if self.tied else ""),
+            f"written by csq-mini {self.library}, format {FORMAT if self.tied else UNTIED}, "
+            f"recipe {self.recipe or 'not given'}",
             f"sha-256 {self.sha256}",
         ])  # fmt: skip
 
 
 def weight_key(name: str) -> str:
-    """Key of a layer's weight in the state_dict."""
-    return f"{name}.weight".lstrip(".")
+    """Key of a layer's weight in the state_dict; the layer that is the whole model has no name."""
+    return f"{name}.weight" if name else "weight"
 
 
 def pack_bits(indices: np.ndarray, bits: int) -> np.ndarray:

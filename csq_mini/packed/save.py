@@ -1,148 +1,119 @@
-"""Writing packed files, and loading models from them."""
+"""Writing packed files."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import models
-from ..activations import activation_bits, quantize_activations
+from ..activations import activation_bits
 from ..files import __version__, write_whole
-from ..modules import unwrap
+from ..modules import plain_name, state_once, unwrap
 from ..planes import has_planes
 from ..recipes import Recipe
 from ..scheme import Scheme, schemes
-from .format import DTYPES, FORMAT, KEY, NO_DIGEST, Packed, PackedFileError, pack_bits, weight_key
-from .verify import require, verify_packed
+from .format import DTYPES, FORMAT, KEY, NO_DIGEST, UNTIED, PackedFileError, pack_bits, weight_key
+from .verify import parse
 
 
 def save_packed(model: nn.Module, path: str | Path, recipe: Recipe | None = None) -> int:
     """Write a hardened model into one file, whole or not at all; the same model gives the same bytes.
 
-    The file names the SHA-256 of ``recipe``, if there is one. Returns the number of bytes.
+    A tensor that has several names is stored once. What a state_dict holds beside tensors (``get_extra_state``) is left
+    out, with a warning. The file names the SHA-256 of ``recipe``, if there is one. Returns the number of bytes.
 
     Raises:
-        ValueError: if the model is not hardened, a weight was changed since, or the file cannot hold a tensor's type.
+        ValueError: if the model is not hardened, a weight was changed since, or the file cannot hold a tensor.
+        OSError: if the file cannot be written.
     """
     model = unwrap(model)
     if has_planes(model):
         raise ValueError("the model still has its planes: save_packed(csq.harden(model), path)")
+    check_packable(model)
     blob = pack(model, {name: scheme for name, (_, scheme) in schemes(model).items()}, recipe)
-    write_whole(Path(path), lambda file: file.write(blob))
+    try:
+        parse(blob)
+    except PackedFileError as error:
+        raise ValueError(f"no file can hold this model, for it could not be read back: {error}") from None
+    write_whole(path, lambda file: file.write(blob))
     return len(blob)
 
 
 def check_packable(model: nn.Module) -> None:
-    """ValueError if a packed file cannot hold a tensor's type: to be known before training, not after it."""
-    for tensor in unwrap(model).state_dict().values():
-        _dtype_name(tensor)
+    """ValueError if a packed file cannot hold a tensor: to be known before training, not after it.
+
+    What is no tensor is left out of the file, with a warning.
+    """
+    for name, tensor in state_once(model)[0].items():
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.layout != torch.strided:
+            raise ValueError(f"a packed file cannot hold {name}, which has no values yet or is sparse: "
+                             "run one batch through the model, or make it dense, first")  # fmt: skip
+        dtype_name(name, tensor)
+    left = [plain_name(k) for k, v in unwrap(model).state_dict(keep_vars=True).items() if not isinstance(v, Tensor)]
+    if left:
+        warnings.warn(f"{', '.join(left)} of {type(model).__name__}'s state is no tensor: a packed file leaves it out, "
+                      "and load_packed keeps what the model has", stacklevel=3)  # fmt: skip
 
 
 def pack(model: nn.Module, found: Mapping[str, Scheme], recipe: Recipe | None = None) -> bytes:
     """The bytes of a packed file, from a plain model and the schemes of its quantized layers."""
     from safetensors.torch import save
 
-    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    tensors, others = state_once(model)
+    found = {plain_name(name): scheme for name, scheme in found.items()}
+    tied = _stored_once(tensors, others, found)
+    state = {name: t.cpu().contiguous().clone() for name, t in tensors.items()}
     layers = {}
     for name, scheme in found.items():
         key = weight_key(name)
+        if key in tied:
+            continue
         values, indices, bits = _index(scheme.codes)
         layers[name] = {
-            "bits": bits, "dtype": _dtype_name(state[key]), "planes": scheme.planes,
+            "bits": bits, "dtype": dtype_name(key, state[key]), "planes": scheme.planes,
             "shape": list(scheme.codes.shape), "step": scheme.step,
         } | ({"low": values[0]} if isinstance(values, range) else {"values": list(values)})  # fmt: skip
         state[key] = torch.from_numpy(pack_bits(indices, bits))
     about = {
-        "activations": activation_bits(model), "architecture": getattr(model, "csq_architecture", None),
-        "format": FORMAT, "layers": layers, "library": __version__, "recipe": recipe and recipe_digest(recipe),
-        "sha256": NO_DIGEST,
-    }  # fmt: skip
+        "activations": {plain_name(name): bits for name, bits in activation_bits(model).items()},
+        "architecture": getattr(model, "csq_architecture", None), "format": FORMAT if tied else UNTIED,
+        "layers": layers, "library": __version__, "recipe": recipe and recipe_digest(recipe), "sha256": NO_DIGEST,
+    } | ({"tied": tied} if tied else {})  # fmt: skip
     blob = save(state, {KEY: json.dumps(about, sort_keys=True, separators=(",", ":"))})
     return blob.replace(NO_DIGEST.encode(), hashlib.sha256(blob).hexdigest().encode(), 1)
+
+
+def _stored_once(tensors: dict[str, Tensor], others: dict[str, str], layers: Iterable[str]) -> dict[str, str]:
+    """Other name of a tensor -> the name to store it under: its first, but of a layer's weight the first layer's."""
+    first = {name: name for name in tensors} | others
+    stored: set[str] = set()
+    for key in map(weight_key, layers):
+        if key not in first:
+            raise ValueError(f"the model's state_dict has no {key}: a state_dict hook renames or drops it, "
+                             "so remove the hook before you save")  # fmt: skip
+        old = first[key]
+        if old not in stored:
+            tensors[key] = tensors.pop(old)
+            first = {name: key if known == old else known for name, known in first.items()}
+            stored.add(key)
+    return {name: known for name, known in first.items() if name != known}
 
 
 def recipe_digest(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
-def load_packed(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The hardened model in a packed file, in evaluation mode; its outputs are equal in every bit.
-
-    Args:
-        path: of the file.
-        model: a plain model of the same architecture, to load into; None builds one of ``csq.models``, if the file
-            says which.
-
-    Raises:
-        PackedFileError: (a ValueError) if the file is damaged, foreign or of a newer format, or does not fit the
-            model, which then stays as it is.
-    """
-    packed = verify_packed(path)
-    new = _build(packed) if model is None else unwrap(model)
-    _compare(packed, new)  # before anything is decoded: from here on, sizes in the file are those of the model
-    if model is None:
-        new = new.to_empty(device="cpu")
-    state = {name: _tensor(*entry) for name, entry in packed.floats.items()}
-    found = {name: layer.scheme() for name, layer in packed.layers.items()}
-    state |= {weight_key(name): s.weight(DTYPES[packed.layers[name].dtype]) for name, s in found.items()}
-    new.load_state_dict(state, strict=True)
-    for name, scheme in found.items():
-        new.get_submodule(name).csq = scheme  # type: ignore[assignment]
-    return new.eval()
-
-
-def _build(packed: Packed) -> nn.Module:
-    """A model of the file's architecture, on the meta device."""
-    known = packed.architecture
-    if known is None or known["name"] not in models.MODELS:
-        raise PackedFileError(f"its architecture is {'not known' if known is None else repr(known['name'])}: "
-                              "build the model and call load_packed(path, model)")  # fmt: skip
-    with torch.device("meta"):
-        try:
-            model = models.get(known["name"])(**known["arguments"])
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise PackedFileError(f"no {known['name']} takes the arguments {known['arguments']}: {error}") from None
-        if packed.activations:
-            rest = [n for n, m in model.named_modules() if isinstance(m, nn.ReLU) and n not in packed.activations]
-            quantize_activations(model, next(iter(packed.activations.values())), skip=rest)
-    return model
-
-
-def _compare(packed: Packed, model: nn.Module) -> None:
-    """Refuse a model that the file does not fit, before the model is changed."""
-    if has_planes(model):
-        raise PackedFileError("the model has planes: load into a plain one, as it was before csq.convert")
-    there = activation_bits(model)
-    require(there == packed.activations, f"does not fit: the file has activations {packed.activations or 'float'}, "
-             f"the model {there or 'float'}; call csq.quantize_activations first")  # fmt: skip
-    have = {name: f"{_dtype_name(t)} {list(t.shape)}" for name, t in model.state_dict().items()}
-    want = {name: f"{dtype} {list(shape)}" for name, (dtype, shape, _) in packed.floats.items()}
-    want |= {weight_key(name): f"{layer.dtype} {list(layer.shape)}" for name, layer in packed.layers.items()}
-    for text, names in (("lacks", want.keys() - have.keys()), ("has, and the file lacks,", have.keys() - want.keys())):
-        require(not names, f"does not fit: the model {text} {', '.join(sorted(names)[:3])}")
-    for name in want:
-        problem = f"does not fit: {name} is {want[name]} in the file and {have[name]} in the model"
-        require(want[name] == have[name], problem)
-    for name in packed.layers:
-        parameters = dict(model.get_submodule(name).named_parameters(recurse=False))
-        require("weight" in parameters, f"does not fit: {weight_key(name)} is no parameter of the model")
-
-
-def _dtype_name(tensor: Tensor) -> str:
+def dtype_name(name: str, tensor: Tensor) -> str:
+    """What the file calls a tensor's type; ValueError if it cannot hold it."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     if tensor.dtype not in names:
-        raise ValueError(f"a packed file cannot hold {tensor.dtype}: convert the tensor first")
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in names)
+        raise ValueError(f"a packed file cannot hold {name}, which is {tensor.dtype}: convert it to one of {known}")
     return names[tensor.dtype]
-
-
-def _tensor(dtype: str, shape: tuple[int, ...], data: memoryview) -> Tensor:
-    if not len(data):
-        return torch.zeros(shape, dtype=DTYPES[dtype])
-    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).view(shape)
 
 
 def _index(codes: Tensor) -> tuple[tuple[int, ...] | range, np.ndarray, int]:

@@ -3,15 +3,16 @@
 import hashlib
 import json
 import math
+import os
 import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .format import DTYPES, FLOATS, FORMAT, KEY, NO_DIGEST, Packed, PackedFileError, PackedLayer, weight_key
+from ..files import MAX_FILE, open_regular
+from .format import DTYPES, FLOATS, FORMAT, KEY, NO_DIGEST, UNTIED, Packed, PackedFileError, PackedLayer, weight_key
 
 FIELDS = {"bits", "dtype", "planes", "shape", "step"}
 MAX_HEADER = 2**24
@@ -22,19 +23,57 @@ def verify_packed(path: str | Path) -> Packed:
 
     Raises:
         PackedFileError: saying what is wrong.
+        OSError: if there is no such file, or it is a folder, a device or a pipe.
     """
-    blob = Path(path).read_bytes()
-    try:
-        return _parse(blob)
-    except PackedFileError as error:
-        raise PackedFileError(f"{path}: {error}") from None
+    return read_packed(path)[1]
 
 
-def _parse(blob: bytes) -> Packed:
-    require(len(blob) >= 10, "too short for a packed model")
-    (length,) = struct.unpack("<Q", blob[:8])
-    require(length <= min(len(blob) - 8, MAX_HEADER), "truncated, or no safetensors file: its header does not fit")
-    header = _object(blob[8 : 8 + length], "header")
+def read_packed(path: str | Path) -> tuple[bytes, Packed]:
+    """The bytes of a packed file and what they hold; its header is checked before the rest is read."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            require(size <= MAX_FILE, f"larger than a packed file can be ({MAX_FILE} bytes)")
+            _head(file.read(_header_length(file.read(8), size)), size)
+            file.seek(0)
+            blob = file.read(size)
+            return blob, parse(blob)
+        except PackedFileError as error:
+            raise PackedFileError(f"{path}: {error}") from None
+        except MemoryError:
+            raise PackedFileError(f"{path}: its {size} bytes do not fit into memory") from None
+
+
+def parse(blob: bytes) -> Packed:
+    """What the bytes of a packed file hold; PackedFileError saying what is wrong with them."""
+    length = _header_length(blob[:8], len(blob))
+    about, places = _head(blob[8 : 8 + length], len(blob))
+    _check_digest(blob, about.get("sha256"))
+    payload = memoryview(blob)[8 + length :]
+    tensors = {name: (dtype, shape, payload[start:stop]) for name, (dtype, shape, start, stop) in places.items()}
+    layers: Any = about.get("layers")
+    require(isinstance(layers, dict) and bool(layers), "it names no quantized layer")
+    names = set(tensors)
+    read = {name: _layer(name, entry, tensors) for name, entry in layers.items()}
+    library: Any = about.get("library")
+    recipe: Any = about.get("recipe")
+    require(_printable(library) and (recipe is None or _printable(recipe)), "library or recipe is no text")
+    tied = _tied(about.get("tied", {}), about["format"], names)
+    activations = _activations(about.get("activations"), names | set(tied))
+    return Packed(read, tensors, _architecture(about.get("architecture")), activations, recipe, library,
+                  about["sha256"], len(blob), 8 + length, tied)  # fmt: skip
+
+
+def _header_length(start: bytes, size: int) -> int:
+    require(len(start) == 8 and size >= 10, "too short for a packed model")
+    (length,) = struct.unpack("<Q", start)
+    require(length <= min(size - 8, MAX_HEADER), "truncated, or no safetensors file: its header does not fit")
+    return length
+
+
+def _head(text: bytes, size: int) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...], int, int]]]:
+    """The metadata, and the place of every tensor, from the header of a file of ``size`` bytes."""
+    header = _object(text, "header")
     metadata = header.pop("__metadata__", None)
     require(isinstance(metadata, dict) and list(metadata) == [KEY] and isinstance(metadata[KEY], str),
              "a safetensors file, but not one that csq.save_packed wrote")  # fmt: skip
@@ -42,16 +81,7 @@ def _parse(blob: bytes) -> Packed:
     form: Any = about.get("format")
     require(type(form) is int and form >= 1, f"format {form!r} is no version")
     require(form <= FORMAT, f"format {form} is newer than this library reads ({FORMAT}): update csq-mini")
-    _check_digest(blob, about.get("sha256"))
-    tensors = dict(_tensors(header, memoryview(blob)[8 + length :]))
-    layers: Any = about.get("layers")
-    require(isinstance(layers, dict) and bool(layers), "it names no quantized layer")
-    read = {name: _layer(name, entry, tensors) for name, entry in layers.items()}
-    library: Any = about.get("library")
-    recipe = about.get("recipe")
-    require(isinstance(library, str) and (recipe is None or isinstance(recipe, str)), "library or recipe is no text")
-    return Packed(read, tensors, _architecture(about.get("architecture")), _activations(about.get("activations")),
-                  recipe, library, about["sha256"], len(blob), 8 + length)  # fmt: skip
+    return about, _places(header, size - 8 - len(text))
 
 
 def require(holds: bool, problem: str) -> None:
@@ -87,20 +117,22 @@ def _check_digest(blob: bytes, digest: Any) -> None:
     require(cleared.hexdigest() == digest, "its contents do not match its sha-256: it is damaged, fetch it again")
 
 
-def _tensors(header: dict[str, Any], payload: memoryview) -> Iterator[tuple[str, tuple[str, tuple[int, ...], Any]]]:
-    """Every tensor of the file; together they must cover the payload without gap or overlap."""
+def _places(header: dict[str, Any], payload: int) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """Type, shape, start and end of every tensor; together they must cover the payload without gap or overlap."""
     end = 0
     entries = {name: _entry(name, entry) for name, entry in header.items()}
-    for name, (dtype, shape, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
+    places = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
+    for name, (dtype, shape, start, stop) in places.items():
         require(start == end, f"tensor {name!r} overlaps another, or leaves a gap")
         size = math.prod(shape) * DTYPES[dtype].itemsize
-        require(stop - start == size and stop <= len(payload), f"tensor {name!r} lies about its size")
-        yield name, (dtype, shape, payload[start:stop])
+        require(stop - start == size and stop <= payload, f"tensor {name!r} lies about its size")
         end = stop
-    require(end == len(payload), f"{len(payload) - end} bytes at its end belong to no tensor")
+    require(end == payload, f"{payload - end} bytes at its end belong to no tensor")
+    return places
 
 
 def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    require(_is_name(name), f"tensor {name!r} has a name that no module can have")
     require(isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}, f"tensor {name!r} is odd")
     require(isinstance(entry["dtype"], str) and entry["dtype"] in DTYPES, f"tensor {name!r} has an unknown type")
     offsets = entry["data_offsets"]
@@ -118,8 +150,18 @@ def _shape(name: str, shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def _is_name(name: str) -> bool:
+    """Whether each part of a dotted name is a name, and nothing in it would drive a terminal."""
+    return name.isprintable() and all(name.split("."))
+
+
+def _printable(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
 def _layer(name: str, entry: Any, tensors: dict[str, Any]) -> PackedLayer:
     """The layer of a metadata entry, with its payload taken out of ``tensors``."""
+    require(not name or _is_name(name), f"layer {name!r} has a name that no module can have")
     require(isinstance(entry, dict) and FIELDS <= set(entry) and set(entry) - FIELDS in ({"low"}, {"values"}),
              f"layer {name!r} has other fields than the format")  # fmt: skip
     bits, step, planes, dtype = (entry[key] for key in ("bits", "step", "planes", "dtype"))
@@ -168,14 +210,26 @@ def _check_codes(layer: PackedLayer) -> None:
 def _architecture(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
-    require(isinstance(value, dict) and set(value) == {"name", "arguments"} and isinstance(value["name"], str)
+    require(isinstance(value, dict) and set(value) == {"name", "arguments"} and _printable(value["name"])
              and isinstance(value["arguments"], dict)
-             and all(type(v) is int and 0 < v < 2**16 for v in value["arguments"].values()),
+             and all(k.isprintable() and type(v) is int and 0 < v < 2**16 for k, v in value["arguments"].items()),
              "its architecture is not a name and whole numbers")  # fmt: skip
     return value
 
 
-def _activations(value: Any) -> dict[str, int]:
+def _activations(value: Any, names: set[str]) -> dict[str, int]:
     sound = isinstance(value, dict) and all(type(v) is int and 1 <= v <= 8 for v in value.values())
     require(sound, "its activations are not names with 1 to 8 bits")
+    for name in value:
+        require(f"{name}.alpha" in names, f"activation {name!r} has no alpha among the tensors")
+    return value
+
+
+def _tied(value: Any, form: int, names: set[str]) -> dict[str, str]:
+    """Other names of tensors: there are some if and only if the format says so."""
+    there = isinstance(value, dict) and bool(value) == (form > UNTIED)
+    require(there, f"its tied names are not those of format {form}")
+    for other, first in value.items():
+        sound = _is_name(other) and other not in names and isinstance(first, str) and first in names
+        require(sound, f"{other!r} is tied to {first!r}: no other name of a tensor")
     return value

@@ -17,8 +17,9 @@ from ..packed.save import check_packable
 from ..recipes import Recipe
 from ..report import Report, report
 from . import processes as parallel
+from .identity import identity
 from .judge import Loss, Metric, accuracy, evaluate
-from .run_folder import RunFolder, fingerprint
+from .run_folder import RunFolder
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def fit(
         if run_dir is None:
             return _run(trainer, None, progress)
         # Claimed only now that all of the above is accepted.
-        with RunFolder(run_dir, fingerprint(model), data, recipe, half, tensorboard) as folder:
+        known = identity(model, data, loss, metric)
+        with RunFolder(run_dir, known, recipe, device, half, tensorboard) as folder:
             return _run(trainer, folder, progress)
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
@@ -99,8 +101,8 @@ def _run(trainer: Trainer, folder: RunFolder | None, progress: bool) -> Result:
     from tqdm.auto import tqdm
 
     torch.manual_seed(trainer.recipe.seed)
-    if folder and (saved := folder.load()):
-        trainer.load_state_dict(saved)
+    if folder:
+        folder.resume(trainer.load_state_dict)
     hidden = not progress or parallel.rank() > 0
     with tqdm(total=trainer.steps_total, initial=trainer.steps_done, disable=hidden, unit="step") as bar:
         trainer.on_step = lambda: _after_step(trainer, folder, bar)

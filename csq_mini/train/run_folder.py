@@ -1,6 +1,6 @@
 """The folder of a run. Its files are written whole or not at all, and read back only by the same run.
 
-    run.json         recipe, model, data, format version
+    run.json         recipe, model, data, functions, format version: what makes the run; and what it was begun with
     checkpoint.pt    state after some step: model, optimizer, random numbers, history so far
     history.jsonl    a line for each epoch
     result.json      accuracy on the test split, and totals
@@ -9,10 +9,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from ..data import Data
-from ..files import write_json, write_whole
-from ..modules import unwrap
+from ..files import __version__, open_regular, read_json, read_state, write_json, write_state, write_whole
 from ..packed.save import save_packed
 from ..recipes import Recipe
 from ..report import Report
 from . import processes as parallel
 
-FORMAT = 3
+FORMAT = 4
 STATE = {"phase", "step", "history", "loss", "seconds", "images", "model", "optimizer", "rng"}  # in a checkpoint
 
 
@@ -57,12 +56,13 @@ def set_rng_state(state: dict[str, Any]) -> None:
 class RunFolder:
     """The folder of a new or resumed run, closed to other processes while ``with RunFolder(...) as folder:`` lasts.
 
-    ``model`` is the :func:`fingerprint` of the float model. Where several processes train together, only the first
-    writes. Raises ValueError if the folder holds something else, OSError if it cannot be written to or is in use.
+    ``identity`` is that of :mod:`.identity`: with the recipe it makes the run. Where several processes train together,
+    only the first writes. A finished run is read back even where nothing can be written. Raises ValueError if the
+    folder holds something else, OSError if it cannot be written to or is in use.
     """
 
     def __init__(
-        self, path: str | Path, model: str, data: Data, recipe: Recipe,
+        self, path: str | Path, identity: dict[str, str], recipe: Recipe, device: torch.device,
         bfloat16: bool = False, tensorboard: bool = False,
     ):  # fmt: skip
         self.path = Path(path)
@@ -71,15 +71,19 @@ class RunFolder:
         self.run: dict[str, Any] = {
             "format": FORMAT,
             "recipe": {**recipe.to_dict(), "skip": list(recipe.skip)},
-            "model": model,
+            **identity,
             "bfloat16": bfloat16,
-            "data": f"{data.name}, {' + '.join(str(len(s[1])) for s in (data.train, data.valid, data.test))}",
-        }
+            "begun_with": {
+                "csq_mini": __version__, "torch": str(torch.__version__), "device": device.type,
+                "threads": torch.get_num_threads(), "processes": parallel.count(),
+            },
+        }  # fmt: skip
         self.lock = FileLock(self.path / ".lock", timeout=0)  # released when the process ends, however it ends
         self.events: Any = None
         self.written = 0  # entries of the history already written as events
 
     def __enter__(self) -> RunFolder:
+        self.writes = self.writes and not (self.finished and not os.access(self.path, os.W_OK | os.X_OK))
         if self.writes:
             self._make()
             self._refuse_foreign()  # before anything is written, the lock too
@@ -98,15 +102,24 @@ class RunFolder:
     def __exit__(self, *error: object) -> None:
         self.lock.release()
 
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there; the checkpoint that it came from is there too."""
+        return (self.path / "result.json").exists()
+
     def _claim(self) -> None:
         if not self.writes:
             parallel.wait()  # until the first process has claimed it
         file = self.path / "run.json"
         if file.exists():
-            self._compare(_read_json(file))
+            there = _read_run(file)
+            self._compare(there)
+            self._warn(there)
         else:
             write_json(file, self.run)
         if self.writes:
+            for left in self.path.glob("*.partial"):  # by a process that was killed
+                left.unlink()
             self.events = self.make_writer(str(self.path)) if self.make_writer else None
             parallel.wait()
 
@@ -116,20 +129,33 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            with open_regular(file) as opened:
+                state = read_state(opened, sealed=True)
             there, missing = state["run"], STATE - set(state)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise ValueError(_damaged(file, type(error).__name__)) from error
+            why = str(error) if type(error) is ValueError else type(error).__name__
+            raise ValueError(_damaged(file, why)) from error
         if missing:
             raise ValueError(_damaged(file, f"no {', '.join(sorted(missing))}"))
         self._compare(there)
         self.written = len(state["history"])
         return state
 
+    def resume(self, load: Callable[[dict[str, Any]], Any]) -> None:
+        """Give ``load`` the last checkpoint, if there is one; ValueError if it is damaged or of another run."""
+        state = self.load()
+        try:
+            if state:
+                load(state)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(_damaged(self.path / "checkpoint.pt", type(error).__name__)) from error
+
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint with this state."""
         if self.writes:
-            write_whole(self.path / "checkpoint.pt", lambda file: torch.save({"run": self.run, **state}, file))
+            write_state(self.path / "checkpoint.pt", {"run": self.run, **state})
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Replace the history, and send its new entries to TensorBoard."""
@@ -152,7 +178,7 @@ class RunFolder:
         if report:
             save_packed(model, self.path / "model.safetensors", recipe)
         else:
-            write_whole(self.path / "model.pt", lambda file: torch.save(model.state_dict(), file))
+            write_state(self.path / "model.pt", model.state_dict())
         write_json(self.path / "result.json", {"accuracy": accuracy, **(vars(report.total) if report else {})})
 
     def _refuse_foreign(self) -> None:
@@ -177,31 +203,34 @@ class RunFolder:
         wrong = [
             f"{key} is {there.get(key)!r} there and {value!r} here"
             for key, value in here.items()
-            if key != "recipe" and there.get(key) != value
+            if key not in ("recipe", "begun_with") and there.get(key) != value
         ]
         if wrong:
-            raise ValueError(f"{self.path} holds another run: {'; '.join(wrong)}. Give another run_dir")
+            own = "; or name a function yourself, function.csq_identity = 'mine, version 1'" * any(
+                text.startswith(("augment", "prepare", "loss", "metric")) for text in wrong
+            )
+            raise ValueError(f"{self.path} holds another run: {'; '.join(wrong)}. Give another run_dir{own}")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+    def _warn(self, there: dict[str, Any]) -> None:
+        """Say so if the bits of a run that goes on may not be those of a run without a break."""
+        before, now = there.get("begun_with", {}), self.run["begun_with"]
+        other = [f"{key} {before.get(key)} there and {now[key]} here" for key in now if before.get(key) != now[key]]
+        if other and not self.finished and self.writes:
+            warnings.warn(f"{self.path} was begun with {'; '.join(other)}: the run goes on, but the last bits of its "
+                          "result may differ from those of a run without a break", stacklevel=5)  # fmt: skip
+
+
+def _read_run(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
-        return {**content, "recipe": dict(content["recipe"])}
+        content = read_json(file)
+        return {**content, "recipe": dict(content["recipe"]), "begun_with": dict(content.get("begun_with", {}))}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(_damaged(file, str(error))) from None
 
 
 def _damaged(file: Path, why: str) -> str:
     return f"{file} is damaged ({why}): delete it to start this run again, or give another run_dir"
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Class, architecture and initial weights in one line; a run resumes only if all three are the same."""
-    shapes, values = hashlib.sha256(), hashlib.sha256()
-    for key, t in sorted(unwrap(model).state_dict().items()):
-        shapes.update(f"{key} {tuple(t.shape)} {t.dtype}".encode())
-        values.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return f"{type(model).__name__} {shapes.hexdigest()[:12]}, weights {values.hexdigest()[:12]}"
 
 
 def _event_writer() -> Any:
