@@ -10,6 +10,8 @@ from torch import nn
 
 import csq_mini as csq
 
+pytestmark = pytest.mark.filterwarnings("ignore:stays float")
+
 
 def groups_by_name(model, **options):
     return {group["name"]: group for group in csq.parameter_groups(model, 0.1, weight_decay=5e-4, **options)}

@@ -13,6 +13,8 @@ from torch import nn
 import csq_mini as csq
 from csq_mini.train.trainer import rate_at
 
+pytestmark = pytest.mark.filterwarnings("ignore:stays float")
+
 LOOP = """
 csq.convert(model, planes=8)
 budget = csq.Budget(model, target=2.0)

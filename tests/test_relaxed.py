@@ -126,6 +126,7 @@ def test_gradients_for_each_sample_by_vmap():
         assert all(torch.allclose(each[name][i], g) for name, g in zip(parameters, alone))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_an_ensemble_by_vmap():
     models = [shake(converted(nn.Sequential(nn.Linear(3, 2))), seed).eval() for seed in range(3)]
     for model in models:
@@ -139,6 +140,7 @@ def test_an_ensemble_by_vmap():
     assert torch.allclose(torch.func.vmap(call)(parameters, buffers), torch.stack([m(x) for m in models]), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_whole_hessian_by_forward_over_reverse():
     layer = shake(converted(nn.Linear(1, 1, bias=False).double(), 2))
     csq.set_temperature(layer, 1.0)
