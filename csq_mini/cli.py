@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -15,12 +16,15 @@ from typing import Any
 import torch
 
 from . import data, models, recipes
+from .check import shown, whole
 from .data.store import listing
 from .experiments.pretrained import pack_run
 from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
 from .files import __version__
 from .packed import verify_packed
 from .train import fit, processes
+
+MAX_THREADS = max(64, os.cpu_count() or 1)  # far more end the process in a way that no program can catch
 
 
 def train(args: argparse.Namespace) -> None:
@@ -51,11 +55,23 @@ def train(args: argparse.Namespace) -> None:
 
 def repeat(args: argparse.Namespace) -> None:
     """Run one reproduction and sum up its row."""
+    _check_folder("--results", args.results)
+    if args.epochs is not None:
+        whole("--epochs", args.epochs, 1)
     names = ("method", "model", "data", "target", "seed", "profile", "activation_bits", "epochs", "start", "device",
              "run_dir", "data_root", "results", "keep")  # fmt: skip
     row = reproduce(**{name: getattr(args, name) for name in names}, progress=not args.quiet)
     print(f"{row.key}: accuracy {row.accuracy:.4f} at {row.paper_bits:.3f} paper bits, {row.bytes} bytes")
     print(f"{row.seconds:.0f} s, {row.images_per_second:.0f} images/s")
+
+
+def _check_folder(option: str, folder: str) -> None:
+    """OSError unless files can be written there; before a training, not after it."""
+    there = Path(folder).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OSError(f"{option} {folder}: {there} is no folder that can be written to; give another folder")
 
 
 def verify(args: argparse.Namespace) -> None:
@@ -110,16 +126,22 @@ def _requirements() -> list[tuple[str, str]]:
     return list(found.items())
 
 
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
 def _assignment(text: str) -> tuple[str, Any]:
-    """``field=value`` as the pair that a Recipe takes: a number, None, True or yes, False or no, patterns for skip."""
+    """``field=value`` as the pair that a Recipe takes: a number, none, one of ``WORDS``, or patterns for skip."""
     name, sign, value = text.partition("=")
+    word, fields = value.strip().lower(), {f.name: f for f in dataclasses.fields(recipes.Recipe)}
     if not sign:
         raise ValueError(f"--set takes field=value, got {text!r}")
     if name == "skip":
-        return name, tuple(value.split(","))
+        return name, tuple(pattern for pattern in value.split(",") if pattern)
+    if name in fields and isinstance(fields[name].default, bool):
+        return name, WORDS.get(word, value)
     try:
-        return name, ast.literal_eval({"yes": "True", "no": "False"}.get(value, value))
-    except (ValueError, SyntaxError):
+        return name, None if word == "none" else ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return name, value
 
 
@@ -180,15 +202,19 @@ def _add_common(run: argparse.ArgumentParser, **defaults: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; errors of the user's making end in one line and exit code 2."""
+    """Entry point; every error ends in one line and exit code 2."""
     args = parser().parse_args(argv)
     try:
-        if getattr(args, "threads", None):
-            torch.set_num_threads(args.threads)
+        if getattr(args, "threads", None) is not None:
+            torch.set_num_threads(whole("--threads", args.threads, 1, MAX_THREADS))
         return args.call(args) or 0
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        print(f"csq-mini: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        text, code = "stopped", 130  # as shells have it
+    except Exception as error:
+        known = isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError))
+        text, code = f"{'' if known else f'{type(error).__name__}: '}{' '.join(str(error).split())}", 2
+    print(f"csq-mini: {shown(text)}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

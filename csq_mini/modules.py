@@ -1,7 +1,7 @@
-"""A model without its wrappers, each of its tensors once, and copies of it."""
+"""A model without its wrappers, each of its tensors once, copies of it, what it takes and gives; names as text."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,26 @@ def owner_of(key: str) -> str:
     """Name of the layer that a parameter belongs to, given the parameter's; a parametrized layer owns its originals."""
     owner = plain_name(key).rpartition(".")[0]
     return f".{owner}.".partition(".parametrizations.")[0].strip(".")
+
+
+def inputs_of(example: Any) -> tuple[Tensor, ...]:
+    """An example as a tuple of inputs; ValueError if it is no tensor and no tuple of tensors, each with a batch."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    for x in inputs:
+        if not isinstance(x, Tensor) or not x.ndim:
+            kind = "a tensor of no dimension" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"example must be a tensor [batch, ...] or a tuple of such tensors, got {kind}: "
+                             "torch.as_tensor(array) makes one of a NumPy array")  # fmt: skip
+    return inputs
+
+
+def tensors_in(outputs: Any) -> Iterator[Tensor]:
+    """The tensors in what a model returns: itself, or those in dicts, tuples and lists, in order."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, (Mapping, tuple, list)):
+        for part in outputs.values() if isinstance(outputs, Mapping) else outputs:
+            yield from tensors_in(part)
 
 
 def state_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

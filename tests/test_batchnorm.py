@@ -38,7 +38,7 @@ def test_recalibration_gives_the_mean_of_the_batches_statistics():
 def test_recalibration_changes_the_statistics_alone(pack):
     model = net_with_norms()
     model.train()
-    model[1].eval(), model[3].eval()
+    model[3].eval()
     model[1].momentum, model[5].momentum = 0.3, None
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before, shape = snapshot(model)

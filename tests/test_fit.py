@@ -96,11 +96,11 @@ def test_the_test_split_is_looked_at_once_at_the_end():
 
     short_fit(model, metric=metric)
     assert seen.count(50) == judged.count(50) == 1 and seen[-1] == judged[-1] == 50  # only the test split has 50
-    assert judged.count(40) == 2 * 4  # soft and hard, each epoch
+    assert judged.count(40) == 1 + 2 * 4  # before all, and soft and hard, each epoch
 
 
 def test_the_last_epoch_is_reported_even_if_an_earlier_was_better():
-    scores = iter([0.9, 0.9, 0.8, 0.8, 0.5, 0.5, 0.3, 0.2, 0.1])
+    scores = iter([0.0, 0.9, 0.9, 0.8, 0.8, 0.5, 0.5, 0.3, 0.2, 0.1])  # the first before all
     result = short_fit(metric=lambda outputs, targets: next(scores))
     assert result.accuracy == 0.1 and result.history["hard"].tolist() == [0.9, 0.8, 0.5, 0.2]
     data = few_digits()
@@ -209,7 +209,7 @@ def test_a_model_with_too_few_outputs_is_refused_with_the_number_it_needs(tmp_pa
 
 
 def test_images_of_a_size_the_model_does_not_take_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"does not take inputs of few digits, \[2, 1, 8, 8\] a batch: .*mat1"):
+    with pytest.raises(ValueError, match=r"does not take inputs of few digits, float32 \[40, 1, 8, 8\] a .*: .*mat1"):
         short_fit(nn.Sequential(nn.Flatten(), nn.Linear(65, 10)), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

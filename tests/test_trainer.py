@@ -253,8 +253,10 @@ def test_a_frozen_trainer_does_not_go_back_to_the_search():
     trainer = trainer_of()
     state = through_file(trainer.state_dict())
     end_of(trainer)
-    with pytest.raises(RuntimeError, match="saved before budget.freeze"):
+    before = trainer.progress, copy.deepcopy(trainer.model.state_dict())
+    with pytest.raises(ValueError, match="saved before budget.freeze"):
         trainer.load_state_dict(state)
+    assert trainer.progress == before[0] and same_state(trainer.model.state_dict(), before[1])
 
 
 # Refusals, and what a step may not do
@@ -275,9 +277,12 @@ def test_a_converted_model_is_refused():
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_the_rates_to_lower():
-    trainer = trainer_of(loss=lambda outputs, targets: outputs.sum() * float("nan"))
-    with pytest.raises(ValueError, match=r"loss became nan: .*lower lr \(0.1\) or logit_lr"):
+    factors = iter([1, 1, 1] + [float("nan")] * 9)  # one for the trial before all, two good steps
+    trainer = trainer_of(loss=lambda outputs, targets: outputs.sum() * next(factors))
+    with pytest.raises(ValueError, match=r"loss became nan by step 4 of the search.*lower lr \(0.1\) or logit_lr"):
         trainer.epoch()
+    with pytest.raises(ValueError, match="loss of the first batch is nan, before any training: look"):
+        trainer_of(loss=lambda outputs, targets: outputs.sum() * float("nan"))
 
 
 class NoWaiting(torch.utils._python_dispatch.TorchDispatchMode):
