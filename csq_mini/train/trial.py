@@ -1,5 +1,6 @@
 """What is tried before a training, so that nothing is trained or written with arguments that do not fit."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,7 +73,7 @@ def _try_loss(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, bfloat16: bool
 
 def _check_finite(data: Data, loss: Loss) -> None:
     """ValueError for NaN or infinity in inputs, and in targets unless a loss of the user's own may know them."""
-    own = not getattr(loss, "__module__", "").startswith("torch.nn")
+    own = not str(getattr(loss, "__module__", "")).startswith("torch.nn")
     for split in SPLITS:
         for what, values in zip(("inputs", "targets"), getattr(data, split)):
             if what == "targets" and own or not values.is_floating_point():
@@ -99,8 +100,10 @@ def _check_classes(data: Data, outputs: int, counted: bool) -> None:
 def _explained(text: str) -> Iterator[None]:
     """Errors of a user's function as a ValueError that says what it was given."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Using a target size")  # torch's, where shapes are stretched in silence
+            yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, UserWarning) as error:
         raise ValueError(f"{text}: {error}") from error
