@@ -84,7 +84,8 @@ NAN, LARGE = torch.full((4, 8), float("nan")), torch.randn(4, 8) * 1e30
     (lambda: [torch.randn(16, 8), torch.randn(4, 7)], RuntimeError, "mat1 and mat2"),
     (lambda: [torch.randn(16, 8), torch.tensor(1.0)], ValueError, "a batch to recalibrate on"),
     (interrupted, KeyboardInterrupt, None), (lambda: [], ValueError, "no batch.*at least one"),
-    (lambda: torch.randn(16, 8), ValueError, r"got Tensor: pass \[inputs\]"), (lambda: None, ValueError, "got NoneType"),
+    (lambda: torch.randn(16, 8), ValueError, r"got Tensor: pass \[inputs\]"),
+    (lambda: None, ValueError, "got NoneType"),
 ])  # fmt: skip
 def test_a_recalibration_that_fails_leaves_all_as_it_was(training, batches, error, message):
     model = used_norm(training)

@@ -118,8 +118,8 @@ def test_no_error_is_a_traceback_nor_rules_the_terminal(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--results", "{file}"], "no folder that can be written to"), (["--epochs", "0"], "--epochs must be .* got 0"),
-    (["--results", "{file}/rows"], "no folder that can be written to"), (["--epochs", "-3"], "--epochs must be .* got -3"),
+    (["--results", "{file}"], "no folder that can be written"), (["--epochs", "0"], "--epochs must be .* got 0"),
+    (["--results", "{file}/rows"], "no folder that can be written"), (["--epochs", "-3"], "--epochs must be .* got -3"),
 ])  # fmt: skip
 def test_reproduce_refuses_before_it_trains(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "reproduce", lambda **options: pytest.fail("has begun"))
