@@ -148,8 +148,7 @@ def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         keys = isinstance(given, Mapping) and all(isinstance(t, Tensor) for t in given.values())
         names = [str(key) if keys else f"output{i or ''}" for i, key in enumerate(given if keys else tensors_in(given))]
         options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False, "opset_version": 21}
-        free = tuple({0: torch.export.Dim("batch")} for _ in inputs)
-        called = [f"input{i or ''}" for i in range(len(inputs))]
+        free, called = ({0: torch.export.Dim("batch")},) * len(inputs), [f"input{i or ''}" for i in range(len(inputs))]
         program: Any = torch.onnx.export(model, inputs, input_names=called, dynamic_shapes=free, **options)
     except Exception as error:  # torch raises many kinds
         why = shown(str(error.__cause__ or error).partition("\n")[0])

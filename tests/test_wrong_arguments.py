@@ -149,10 +149,23 @@ WRONG = {
         csq.set_temperature(soft, None)
         csq.set_temperature(soft, "hot")
         csq.temperature(0.5, 0)
+        csq.gate(x, 0)
+        csq.gate(x, -1.0)
+        csq.gate(x, nan)
+        csq.gate(x, None)
         csq.temperature(0.5, nan)
         csq.Recipe(beta_start=0)
     """,
     "must be a finite number": """
+        csq.parameter_groups(net, -1)
+        csq.parameter_groups(net, nan)
+        csq.parameter_groups(net, None)
+        csq.parameter_groups(net, "0.1")
+        csq.parameter_groups(net, 0.1, logit_lr=-1)
+        csq.parameter_groups(net, 0.1, logit_lr=nan)
+        csq.parameter_groups(net, 0.1, weight_decay=-1)
+        csq.parameter_groups(net, 0.1, weight_decay=nan)
+        csq.parameter_groups(net, 0.1, weight_decay=None)
         csq.temperature(-0.1)
         csq.temperature(1.1)
         csq.temperature(nan)
@@ -211,7 +224,7 @@ WRONG = {
         csq.save_packed(net, path)
         csq.export_onnx(net, x, path)
     """,
-    "changed after hardening": """
+    "is no longer step * integer": """
         csq.integers(changed(exact))
         csq.report(changed(exact))
         csq.save_packed(changed(exact), path)

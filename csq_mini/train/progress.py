@@ -47,28 +47,25 @@ class Meter:
             self.seconds, self.since = self.seconds + time.perf_counter() - self.since, None
 
 
-def check_state(state: Any, model: dict[str, Any], frozen: bool, phases: list[int], still: list[str]) -> None:
-    """ValueError if a state is not of a trainer like the one that these are of.
+def is_frozen(model: dict[str, Any]) -> bool:
+    """Whether a model's state_dict is one after a freeze, which empties the mask logits."""
+    return any(key.endswith("csq.q") and not t.numel() for key, t in model.items())
 
-    Args:
-        state: what to check.
-        model: the model's state_dict.
-        frozen: whether its masks are frozen.
-        phases: steps of each phase.
-        still: names of the modules that stay in evaluation mode.
-    """
+
+def check_state(state: Any, trainer: Any) -> None:
+    """ValueError if a state is not of a trainer like this one."""
     if not isinstance(state, dict) or not set(state) >= STATE or not isinstance(state["model"], dict):
         raise ValueError("this is no state of a Trainer, or one of an older version: pass what its state_dict() gave")
-    searched = not any(key.endswith("csq.mask") for key in state["model"])
-    if frozen and searched:
+    here, there = ({k: v for k, v in m.items() if isinstance(v, Tensor)}
+                   for m in (trainer.model.state_dict(), state["model"]))  # fmt: skip
+    same_phase = is_frozen(here) == is_frozen(there)
+    if is_frozen(here) and not same_phase:
         raise ValueError("the state was saved before budget.freeze(), and this model is frozen: make a new Trainer")
-
-    def shapes(tensors: dict[str, Any]) -> set[Any]:
-        same_phase = frozen or searched  # else the planes have shapes of their own
-        return {(k, v.shape) for k, v in tensors.items() if isinstance(v, Tensor) and (same_phase or "csq." not in k)}
-
-    phase, step, wrong = state["phase"], state["step"], sorted(shapes(state["model"]) ^ shapes(model))
-    if wrong or phase not in range(len(phases)) or step not in range(phases[phase] + 1) or state["still"] != still:
-        where = f"its model differs in {wrong[0][0]}" if wrong else f"it stands at step {step} of phase {phase} and "
-        where += "" if wrong else f"keeps {state['still'] or 'nothing'} in evaluation mode"
-        raise ValueError(f"the state is of another training ({where}): make the Trainer as that one was made")
+    shapes = ({(k, v.shape) for k, v in m.items() if same_phase or "csq." not in k} for m in (here, there))
+    wrong = sorted(set.symmetric_difference(*shapes))
+    phase, step, steps = state["phase"], state["step"], [e * trainer.epoch_steps for _, e in trainer.phases]
+    stands = phase in range(len(steps)) and step in range(steps[phase] + 1)
+    if wrong or not stands or state["still"] != trainer.still:
+        why = (f"its model differs in {wrong[0][0]}" if wrong else f"it keeps {state['still']} in evaluation mode"
+               if stands else f"it stands at step {step} of phase {phase}")  # fmt: skip
+        raise ValueError(f"the state is of another training ({why}): make the Trainer as that one was made")

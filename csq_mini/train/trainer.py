@@ -22,7 +22,7 @@ from ..planes import computed_ahead
 from ..recipes import Recipe
 from . import processes as parallel
 from .judge import JUDGE_BATCH, Loss, Metric, accuracy, described, evaluate
-from .progress import Meter, Progress, check_state, rate_at
+from .progress import Meter, Progress, check_state, is_frozen, rate_at
 from .run_folder import get_rng_state, set_rng_state
 from .trial import check_kinds, try_out
 
@@ -228,16 +228,14 @@ class Trainer:
 
         ValueError if it is of another one, or only this one's masks are frozen; nothing changes then.
         """
-        frozen, phases = self.budget is not None and self.budget.frozen, [e * self.epoch_steps for _, e in self.phases]
-        check_state(state, self.model.state_dict(), frozen, phases, self.still)
+        check_state(state, self)
         if self.budget and state["target"] != self.budget.target:
             self.budget = self._budget(state["target"])
         self.temperature = state["temperature"]
         self.progress, self.history = Progress(state["phase"], state["step"]), list(state["history"])
         self.meter.loss.copy_(state["loss"])
         self.meter.seconds, self.meter.images, self.meter.since = state["seconds"], state["images"], None
-        emptied = [key for key, t in state["model"].items() if key.endswith("csq.q") and not t.numel()]
-        if self.budget and not self.budget.frozen and emptied:
+        if self.budget and not self.budget.frozen and is_frozen(state["model"]):
             self.budget.freeze(like=state["model"])
         self.model.load_state_dict(state["model"])
         if 0 < self.progress.step < self.steps:
