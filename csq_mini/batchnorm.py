@@ -194,6 +194,7 @@ def _fold_all(traced: Any) -> tuple[list[str], list[str]]:
         new, statistics = copy.deepcopy(layer), (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         new.weight, new.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, transpose=transposed)
         traced.set_submodule(source.target, new)
+        modules[source.target], uses[id(new)] = new, 1
         node.replace_all_uses_with(source)
         traced.graph.erase_node(node)
         gone.append(node.target)
@@ -204,7 +205,7 @@ def _measured(folded: nn.Module, before: list[Tensor], after: list[Tensor], gone
     """The difference between the outputs; ValueError if it is more than rounding."""
     pairs = [(a.float(), b.float()) if a.itemsize < 4 else (a, b) for a, b in zip(before, after) if a.numel()]
     errors = [float((a - b).abs().max()) for a, b in pairs]
-    relative = [error / max(float(a.abs().max()), 1e-30) for error, (a, _) in zip(errors, pairs)]
+    relative = [error / max(float(a.abs().max()), 1e-6) for error, (a, _) in zip(errors, pairs)]
     bound = max([0.01, *(64 * torch.finfo(a.dtype).eps for a in before if a.is_floating_point())])
     if not pairs or not all(r <= bound for r in relative):
         raise ValueError(f"without batch norm {', '.join(gone)} outputs move by {max(relative, default=0):.1g} of the "

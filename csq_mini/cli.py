@@ -55,23 +55,11 @@ def train(args: argparse.Namespace) -> None:
 
 def repeat(args: argparse.Namespace) -> None:
     """Run one reproduction and sum up its row."""
-    _check_folder("--results", args.results)
-    if args.epochs is not None:
-        whole("--epochs", args.epochs, 1)
     names = ("method", "model", "data", "target", "seed", "profile", "activation_bits", "epochs", "start", "device",
              "run_dir", "data_root", "results", "keep")  # fmt: skip
     row = reproduce(**{name: getattr(args, name) for name in names}, progress=not args.quiet)
     print(f"{row.key}: accuracy {row.accuracy:.4f} at {row.paper_bits:.3f} paper bits, {row.bytes} bytes")
     print(f"{row.seconds:.0f} s, {row.images_per_second:.0f} images/s")
-
-
-def _check_folder(option: str, folder: str) -> None:
-    """OSError unless files can be written there; before a training, not after it."""
-    there = Path(folder).absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise OSError(f"{option} {folder}: {there} is no folder that can be written to; give another folder")
 
 
 def verify(args: argparse.Namespace) -> None:
@@ -107,7 +95,7 @@ def doctor(args: argparse.Namespace) -> int:
     print(f"device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}")
     print(f"threads: {torch.get_num_threads()} of {os.cpu_count()} CPUs")
     root = data.root()
-    found = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    found = sorted(shown(p.name) for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     print(f"data: digits (embedded); in {root}: {', '.join(found) or 'nothing'} (csq-mini data checks)")
     for extra, packages in missing.items():
         print(f"missing {', '.join(packages)}: pip install -e " + (f'".[{extra}]"' if extra else "."))

@@ -117,18 +117,6 @@ def test_no_error_is_a_traceback_nor_rules_the_terminal(monkeypatch, capsys):
         assert out == "" and err.startswith("csq-mini: ") and text in err and "\x1b" not in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--results", "{file}"], "no folder that can be written"), (["--epochs", "0"], "--epochs must be .* got 0"),
-    (["--results", "{file}/rows"], "no folder that can be written"), (["--epochs", "-3"], "--epochs must be .* got -3"),
-])  # fmt: skip
-def test_reproduce_refuses_before_it_trains(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "reproduce", lambda **options: pytest.fail("has begun"))
-    (tmp_path / "file").write_text("")
-    given = [text.format(file=tmp_path / "file") for text in arguments]
-    assert cli.main(["reproduce", "csq", "--model", "digits_cnn", "--data", "digits", *given]) == 2
-    assert re.search(message, capsys.readouterr().err)
-
-
 def test_reproduce_passes_on_what_was_asked_for(monkeypatch, capsys):
     asked = []
     row = pretrained.row("resnet20-cifar10-2bit")
