@@ -57,8 +57,8 @@ class Exported:
             for name, x in zip(names, self.layers)
         ]
         extra = sum(layer.extra_bytes for layer in self.layers)
-        return "\n".join([*lines, f"{shown(str(self.path))}: {self.file_bytes} bytes, opset {self.opset}; "
-                          f"ONNX has no integers of other widths, which costs {extra} bytes beyond a packed file"])  # fmt: skip
+        return "\n".join([*lines, f"{shown(str(self.path))}: {self.file_bytes} bytes, opset {self.opset}; ONNX has "
+                          f"no integers of other widths, which costs {extra} bytes beyond a packed file"])  # fmt: skip
 
 
 def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: str | Path) -> Exported:

@@ -1,5 +1,6 @@
 """What is tried before a training, so that nothing is trained or written with arguments that do not fit."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,8 +49,8 @@ def try_out(
             outputs = own(x)
         with _explained(f"the metric fails on outputs {described(outputs)} and targets {described(y)}"):
             judged(outputs, y, metric)
-        if loss is F.cross_entropy and isinstance(outputs, Tensor) and outputs.ndim > 1:
-            _check_classes(data, outputs.shape[1], metric is accuracy)
+        if isinstance(outputs, Tensor) and outputs.ndim > 1 and (loss is F.cross_entropy or metric is accuracy):
+            _check_classes(data, outputs.shape[1] if loss is F.cross_entropy else math.inf, metric is accuracy)
         set_training(own, still)
         _try_loss(own, *data.training_batch(recipe.batch_size, recipe.seed, 0), loss, bfloat16)
     finally:
@@ -82,7 +83,7 @@ def _check_finite(data: Data, loss: Loss) -> None:
                 raise ValueError(f"{data.name}: {split} has {what} that are NaN or infinite: repair or remove them")
 
 
-def _check_classes(data: Data, outputs: int, counted: bool) -> None:
+def _check_classes(data: Data, outputs: float, counted: bool) -> None:
     """ValueError for targets that are no class, as F.cross_entropy and accuracy read them."""
     for split in SPLITS:
         y = getattr(data, split)[1]
