@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .modules import copied, inputs_of, named_modules, tensors_in, unwrap
+from .modules import copied, inputs_of, named_modules, outputs_of, unwrap
 from .planes import has_planes
 
 
@@ -159,7 +159,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> F
     if has_planes(plain):
         raise ValueError("the model still has its planes: fold_batch_norm(csq.harden(model), example)")
     inputs, plain = inputs_of(example), copied(plain).eval()
-    before = list(tensors_in(plain(*inputs)))
+    before = list(outputs_of(plain(*inputs)).values())
     try:
         traced = symbolic_trace(plain)
     except Exception as problem:  # torch.fx raises many kinds
@@ -171,7 +171,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> F
     folded = GraphModule(traced, traced.graph)
     for module in folded.modules():
         module.__dict__.pop("csq", None)
-    return _measured(folded, before, list(tensors_in(folded(*inputs))), gone, kept)
+    return _measured(folded, before, list(outputs_of(folded(*inputs)).values()), gone, kept)
 
 
 def _fold_all(traced: Any) -> tuple[list[str], list[str]]:

@@ -55,13 +55,17 @@ def inputs_of(example: Any) -> tuple[Tensor, ...]:
     return inputs
 
 
-def tensors_in(outputs: Any) -> Iterator[Tensor]:
-    """The tensors in what a model returns: itself, or those in dicts, tuples and lists, in order."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, (Mapping, tuple, list)):
-        for part in outputs.values() if isinstance(outputs, Mapping) else outputs:
-            yield from tensors_in(part)
+def outputs_of(value: Any, name: str = "") -> dict[str, Tensor]:
+    """The tensors in what a model returns, by the keys of dicts and places in tuples and lists, joined by dots.
+
+    A tensor alone is "output"; of a tuple they are "output", "output1" and so on.
+    """
+    if isinstance(value, Tensor):
+        return {name or "output": value}
+    keyed, found = isinstance(value, Mapping), {}
+    for key, part in value.items() if keyed else enumerate(value) if isinstance(value, (tuple, list)) else ():
+        found |= outputs_of(part, f"{name}.{key}" if name else str(key) if keyed else f"output{key or ''}")
+    return found
 
 
 def state_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

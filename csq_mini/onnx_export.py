@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .activations import LEAST_CLIP, PACT, activation_bits
 from .check import shown
 from .files import write_whole
-from .modules import copied, inputs_of, named_modules, state_once, tensors_in, unwrap
+from .modules import copied, inputs_of, named_modules, outputs_of, state_once, unwrap
 from .packed.format import weight_key
 from .report import stored_bits
 from .scheme import Integers, integers
@@ -66,7 +66,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: str |
 
     Batch norm stays an operator of its own, because folding it would destroy the integers
     (:func:`csq_mini.fold_batch_norm`). Activations quantized by PACT become a QuantizeLinear and a DequantizeLinear.
-    The first dimension of every input is free. Inputs are called input, input1, ...; outputs by their key in a dict,
+    The first dimension of every input is free. Inputs are called input, input1, ...; outputs by their keys in a dict,
     else output, output1, ...
 
     Args:
@@ -144,9 +144,7 @@ def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     inputs = tuple(x.cpu() for x in inputs)
     try:
         with torch.no_grad():
-            given = model(*inputs)
-        keys = isinstance(given, Mapping) and all(isinstance(t, Tensor) for t in given.values())
-        names = [str(key) if keys else f"output{i or ''}" for i, key in enumerate(given if keys else tensors_in(given))]
+            names = list(outputs_of(model(*inputs)))
         options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False, "opset_version": 21}
         free, called = ({0: torch.export.Dim("batch")},) * len(inputs), [f"input{i or ''}" for i in range(len(inputs))]
         program: Any = torch.onnx.export(model, inputs, input_names=called, dynamic_shapes=free, **options)
@@ -157,7 +155,7 @@ def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     for given in proto.graph.input:
         if not given.type.tensor_type.shape.dim[0].dim_param:
             raise ValueError(f"{type(model).__name__} fixes the batch of {given.name} to {len(inputs[0])}: "
-                             "take sizes from the input in its forward, as in x.view(len(x), -1)")  # fmt: skip
+                             "take sizes from the input in its forward, as in x.view(x.shape[0], -1)")  # fmt: skip
     if len(proto.graph.output) != len(names):
         raise ValueError(f"outputs {names} cannot all be exported: return tensors, in a tuple or a dict")
     _name_outputs(proto.graph, names)

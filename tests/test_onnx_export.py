@@ -14,7 +14,7 @@ import csq_mini as csq
 
 onnx = pytest.importorskip("onnx", reason='needs pip install -e ".[export]"')
 ort = pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
-from csq_mini.modules import tensors_in  # noqa: E402
+from csq_mini.modules import outputs_of  # noqa: E402
 from csq_mini.onnx_export import Exported, ExportedLayer, codes_of  # noqa: E402
 
 
@@ -143,15 +143,17 @@ class Outputs(nn.Module):
     (lambda x, a, b: {"classes": a, "boxes": b}, ["classes", "boxes"]),
     (lambda x, a, b: {"linear": b, "relu": a}, ["linear", "relu"]),  # names that torch gives to other values
     (lambda x, a, b: {"input": x, "a.weight": a, "": b, "\x1b\n": a + 1},
-     ["output.input", "output.a.weight", "output.", "\x1b\n"]),
-    (lambda x, a, b: (b, [a, b], x), ["output", "output1", "output2", "output3"]),
+     ["output.input", "output.a.weight", "output", "\x1b\n"]),
+    (lambda x, a, b: {"logits": a, "hidden": (b, {"last": b + 1}), "none": None},
+     ["logits", "hidden.0", "hidden.1.last"]),
+    (lambda x, a, b: (b, [a, b], x), ["output", "output1.0", "output1.1", "output2"]),
 ])  # fmt: skip
 def test_outputs_keep_their_order_and_names(give, names, tmp_path):
     exact, x = hardened(Outputs(give)), torch.randn(3, 8)
     csq.export_onnx(exact, torch.randn(2, 8), tmp_path / "a")
     assert [output.name for output in onnx.load(tmp_path / "a").graph.output] == names
     found = ort.InferenceSession(str(tmp_path / "a")).run(None, {"input": x.numpy()})
-    for one, other in zip(tensors_in(exact(x)), found):
+    for one, other in zip(outputs_of(exact(x)).values(), found):
         assert torch.allclose(one, torch.from_numpy(other), atol=1e-5)
 
 
@@ -197,7 +199,7 @@ def test_a_model_that_fixes_the_batch_or_leaves_a_layer_out_is_refused(tmp_path)
     (torch.randn(2, 8).numpy(), "got ndarray: torch.as_tensor"), (torch.tensor(1.0), "a tensor of no dimension"),
     (torch.randn(1, 8), "at least two examples.*got batches of 1"), ((), "got batches of 0"),
     ((torch.randn(2, 8), torch.randn(3, 8)), "got batches of 2, 3"),
-    (torch.randn(2, 7), "cannot export .* mat1 and mat2"), ((torch.randn(2, 8), 1), "got 1"),
+    (torch.randn(2, 7), "cannot export .* mat1 and mat2"), ((torch.randn(2, 8), 1), "got int"),
 ])  # fmt: skip
 def test_an_example_of_another_kind_is_refused(example, message, tmp_path):
     with pytest.raises(ValueError, match=message):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data import Data
 from ..data.dataset import check_data
-from ..modules import tensors_in, unwrap
+from ..modules import outputs_of, unwrap
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], "Tensor | float"]
@@ -64,5 +64,5 @@ def judged(outputs: Any, targets: Tensor, metric: Metric) -> float:
 
 
 def _refuse_nan(outputs: Any) -> None:
-    if any(t.isnan().any() for t in tensors_in(outputs)):
+    if any(t.isnan().any() for t in outputs_of(outputs).values()):
         raise ValueError("outputs of the model are NaN: look for NaN in the inputs, or a weight that has diverged")
