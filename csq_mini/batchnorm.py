@@ -56,26 +56,25 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """
     still, modes = kept_in_eval(model), {module: module.training for module in model.modules()}
     norms: dict[str, Any] = {}
-    momenta: list[float | None] = []
-    old: list[tuple[Tensor, Tensor]] = []
+    old: dict[Any, tuple[float | None, list[Tensor]]] = {}
+    failed = True
     try:
         set_training(model, still)
         norms = {name: m for name, m in named_modules(model) if _has_statistics(m) and m.training}
-        momenta = [norm.momentum for norm in norms.values()]
-        old = [(t, t.clone()) for norm in norms.values() for t in norm._buffers.values() if t is not None]
+        old = {norm: (norm.momentum, [t.clone() for t in norm.buffers()]) for norm in norms.values()}
         model.eval()
         for norm in norms.values():
             norm.training, norm.momentum = True, None  # a plain average over all batches
             norm.reset_running_stats()
         if norms:
             _estimate(model, norms, batches)
-    except BaseException:
-        for tensor, value in old:
-            tensor.copy_(value)
-        raise
+        failed = False
     finally:
-        for norm, momentum in zip(norms.values(), momenta):
+        for norm, (momentum, values) in old.items():
             norm.momentum = momentum
+            unused = not norm.num_batches_tracked  # as an auxiliary head, which only training reaches
+            for tensor, value in zip(norm.buffers(), values if failed or unused else ()):
+                tensor.copy_(value)
         for module, mode in modes.items():
             module.training = mode
     return model

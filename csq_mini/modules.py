@@ -62,7 +62,8 @@ def outputs_of(value: Any, name: str = "") -> dict[str, Tensor]:
     """
     if isinstance(value, Tensor):
         return {name or "output": value}
-    keyed, found = isinstance(value, Mapping), {}
+    found: dict[str, Tensor] = {}
+    keyed = isinstance(value, Mapping)
     for key, part in value.items() if keyed else enumerate(value) if isinstance(value, (tuple, list)) else ():
         found |= outputs_of(part, f"{name}.{key}" if name else str(key) if keyed else f"output{key or ''}")
     return found

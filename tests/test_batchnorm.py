@@ -107,6 +107,13 @@ def test_a_single_example_after_larger_batches_is_left_out():
     assert int(images[1].num_batches_tracked) == 3
 
 
+def test_batch_norm_that_evaluation_does_not_reach_keeps_its_statistics():
+    model = Net(lambda m, x: m.a(x) + m.b(x) if m.training else m.a(x), a=norm(), b=norm(seed=1)).train()
+    a, b = model.a.running_mean.clone(), model.b.running_mean.clone()
+    csq.recalibrate(model, [torch.randn(8, 4, 5, 5)])
+    assert not torch.equal(model.a.running_mean, a) and torch.equal(model.b.running_mean, b)
+
+
 def test_batch_norm_in_evaluation_mode_is_frozen_unless_the_whole_model_is():
     model, x = nn.Sequential(nn.BatchNorm1d(8), nn.BatchNorm1d(8)), torch.randn(16, 8) + 3
     model[0].eval()
