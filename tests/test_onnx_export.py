@@ -140,12 +140,10 @@ class Outputs(nn.Module):
 
 
 @pytest.mark.parametrize("give, names", [
-    (lambda x, a, b: {"classes": a, "boxes": b}, ["classes", "boxes"]),
-    (lambda x, a, b: {"linear": b, "relu": a}, ["linear", "relu"]),  # names that torch gives to other values
-    (lambda x, a, b: {"input": x, "a.weight": a, "": b, "\x1b\n": a + 1},
-     ["output.input", "output.a.weight", "output", "\x1b\n"]),
-    (lambda x, a, b: {"logits": a, "hidden": (b, {"last": b + 1}), "none": None},
-     ["logits", "hidden.0", "hidden.1.last"]),
+    # linear and relu are names that torch gives to other values; input and a.weight are taken
+    (lambda x, a, b: {"linear": b, "relu": a, "input": x, "a.weight": a, "\x1b\n": a + 1, "": b + 1,
+                      "hidden": (b + 2, {"last": b + 3}), "none": None},
+     ["linear", "relu", "output.input", "output.a.weight", "\x1b\n", "output", "hidden.0", "hidden.1.last"]),
     (lambda x, a, b: (b, [a, b], x), ["output", "output1.0", "output1.1", "output2"]),
 ])  # fmt: skip
 def test_outputs_keep_their_order_and_names(give, names, tmp_path):
