@@ -1,4 +1,4 @@
-"""A model without its wrappers, each of its tensors once, copies of it, what it takes and gives; names as text."""
+"""A model without its wrappers, each of its tensors once, copies of it, what it takes and what it gives."""
 
 import copy
 from collections.abc import Iterator, Mapping

@@ -530,6 +530,17 @@ WRONG = {
     "no checkpoint": """
         reproduce(start="/no/such/file")
     """,
+    "give another folder as results": """
+        reproduce(results=__file__)
+    """,
+    "is a folder: give the path of a file": """
+        csq.save_packed(exact, Path(__file__).parent)
+        csq.load_packed(Path(__file__).parent)
+        csq.verify_packed(Path(__file__).parent)
+    """,
+    "there is no folder /no/such: make it first": """
+        csq.save_packed(exact, "/no/such/file")
+    """,
     "with a state_dict": """
         reproduce(start=__file__)
     """,
