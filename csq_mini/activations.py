@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .bits import at_least_float32
 from .check import number, select, whole
-from .modules import unwrap
+from .modules import named_modules, unwrap
 
 MAX_BITS = 8
 LEAST_CLIP = 1e-3
@@ -27,6 +27,8 @@ class Levels(torch.autograd.Function):
     The integer comes first, then one product, so every output is an exact multiple of the step. The gradient goes
     straight through the rounding: to x where 0 < x < alpha, to alpha where x >= alpha.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, alpha: Tensor, levels: int) -> Tensor:
@@ -43,7 +45,7 @@ class Levels(torch.autograd.Function):
         x, alpha = ctx.saved_tensors
         wide, clip = _in_float32(x, alpha)
         above = torch.where(wide >= clip, grad, 0.0)
-        to_x = torch.ops.aten.threshold_backward(grad, x, 0).sub_(above)  # that of ReLU, less what is above
+        to_x = torch.ops.aten.threshold_backward(grad, x, 0) - above  # that of ReLU, less what is above
         return to_x, above.sum(dtype=clip.dtype).to(alpha.dtype), None
 
 
@@ -132,5 +134,12 @@ def _become_pact(module: Any, example: PACT, like: Tensor) -> None:
 
 
 def activation_bits(model: nn.Module) -> dict[str, int]:
-    """Bits of each quantized activation by dotted name, wrappers removed; empty if all are float."""
-    return {name: m.bits for name, m in unwrap(model).named_modules() if isinstance(m, PACT)}
+    """Bits of each quantized activation by dotted name, wrappers removed; empty if all are float.
+
+    ValueError if a clip is NaN or infinite.
+    """
+    found = {name: m for name, m in named_modules(model) if isinstance(m, PACT)}
+    for name, pact in found.items():
+        if not (pact.alpha.is_meta or pact.alpha.isfinite()):
+            raise ValueError(f"the clip {name}.alpha is {pact.alpha.item()}: it has diverged, lower its rate")
+    return {name: pact.bits for name, pact in found.items()}

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -15,12 +16,15 @@ from typing import Any
 import torch
 
 from . import data, models, recipes
+from .check import shown, whole
 from .data.store import listing
 from .experiments.pretrained import pack_run
 from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
 from .files import __version__
 from .packed import verify_packed
 from .train import fit, processes
+
+MAX_THREADS = max(64, os.cpu_count() or 1)  # far more end the process in a way that no program can catch
 
 
 def train(args: argparse.Namespace) -> None:
@@ -91,7 +95,7 @@ def doctor(args: argparse.Namespace) -> int:
     print(f"device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}")
     print(f"threads: {torch.get_num_threads()} of {os.cpu_count()} CPUs")
     root = data.root()
-    found = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    found = sorted(shown(p.name) for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     print(f"data: digits (embedded); in {root}: {', '.join(found) or 'nothing'} (csq-mini data checks)")
     for extra, packages in missing.items():
         print(f"missing {', '.join(packages)}: pip install -e " + (f'".[{extra}]"' if extra else "."))
@@ -110,16 +114,22 @@ def _requirements() -> list[tuple[str, str]]:
     return list(found.items())
 
 
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
 def _assignment(text: str) -> tuple[str, Any]:
-    """``field=value`` as the pair that a Recipe takes: a number, None, True or yes, False or no, patterns for skip."""
+    """``field=value`` as the pair that a Recipe takes: a number, none, one of ``WORDS``, or patterns for skip."""
     name, sign, value = text.partition("=")
+    word, fields = value.strip().lower(), {f.name: f for f in dataclasses.fields(recipes.Recipe)}
     if not sign:
         raise ValueError(f"--set takes field=value, got {text!r}")
     if name == "skip":
-        return name, tuple(value.split(","))
+        return name, tuple(pattern for pattern in value.split(",") if pattern)
+    if name in fields and isinstance(fields[name].default, bool):
+        return name, WORDS.get(word, value)
     try:
-        return name, ast.literal_eval({"yes": "True", "no": "False"}.get(value, value))
-    except (ValueError, SyntaxError):
+        return name, None if word == "none" else ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return name, value
 
 
@@ -180,15 +190,19 @@ def _add_common(run: argparse.ArgumentParser, **defaults: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; errors of the user's making end in one line and exit code 2."""
+    """Entry point; every error ends in one line and exit code 2."""
     args = parser().parse_args(argv)
     try:
-        if getattr(args, "threads", None):
-            torch.set_num_threads(args.threads)
+        if getattr(args, "threads", None) is not None:
+            torch.set_num_threads(whole("--threads", args.threads, 1, MAX_THREADS))
         return args.call(args) or 0
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        print(f"csq-mini: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        text, code = "stopped", 130  # as shells have it
+    except Exception as error:
+        known = isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError))
+        text, code = f"{'' if known else f'{type(error).__name__}: '}{' '.join(str(error).split())}", 2
+    print(f"csq-mini: {shown(text)}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .check import unknown
+from .check import unknown, whole
 
 
 def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -38,6 +38,8 @@ def _named(build: Callable[..., nn.Module]) -> Callable[..., Any]:
     def named(*args: Any, **kwargs: Any) -> nn.Module:
         bound = inspect.signature(build).bind(*args, **kwargs)
         bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            whole(name, value, 1)  # all of them are sizes
         model = build(*args, **kwargs)
         model.csq_architecture = {"name": build.__name__, "arguments": dict(bound.arguments)}  # type: ignore[assignment]
         return model
@@ -164,7 +166,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 def get(name: str) -> Callable[..., nn.Module]:
     """The function that builds the network called ``name``, or a ValueError with near names."""
-    if name not in MODELS:
+    if name not in [*MODELS]:
         raise ValueError(unknown("model", name, MODELS))
     return MODELS[name]
 

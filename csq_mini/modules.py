@@ -1,7 +1,7 @@
-"""A model without its wrappers, each of its tensors once, and copies of it."""
+"""A model without its wrappers, each of its tensors once, copies of it, what it takes and what it gives."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,31 @@ def owner_of(key: str) -> str:
     """Name of the layer that a parameter belongs to, given the parameter's; a parametrized layer owns its originals."""
     owner = plain_name(key).rpartition(".")[0]
     return f".{owner}.".partition(".parametrizations.")[0].strip(".")
+
+
+def inputs_of(example: Any) -> tuple[Tensor, ...]:
+    """An example as a tuple of inputs; ValueError if it is no tensor and no tuple of tensors, each with a batch."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    for x in inputs:
+        if not isinstance(x, Tensor) or not x.ndim:
+            kind = "a tensor of no dimension" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"example must be a tensor [batch, ...] or a tuple of such tensors, got {kind}: "
+                             "torch.as_tensor(array) makes one of a NumPy array")  # fmt: skip
+    return inputs
+
+
+def outputs_of(value: Any, name: str = "") -> dict[str, Tensor]:
+    """The tensors in what a model returns, by the keys of dicts and places in tuples and lists, joined by dots.
+
+    A tensor alone is "output"; of a tuple they are "output", "output1" and so on.
+    """
+    if isinstance(value, Tensor):
+        return {name or "output": value}
+    found: dict[str, Tensor] = {}
+    keyed = isinstance(value, Mapping)
+    for key, part in value.items() if keyed else enumerate(value) if isinstance(value, (tuple, list)) else ():
+        found |= outputs_of(part, f"{name}.{key}" if name else str(key) if keyed else f"output{key or ''}")
+    return found
 
 
 def state_once(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .activations import LEAST_CLIP, PACT
+from .activations import LEAST_CLIP, PACT, activation_bits
+from .check import shown
 from .files import write_whole
-from .modules import copied, unwrap
+from .modules import copied, inputs_of, named_modules, outputs_of, state_once, unwrap
 from .packed.format import weight_key
 from .report import stored_bits
 from .scheme import Integers, integers
@@ -48,15 +49,16 @@ class Exported:
     layers: tuple[ExportedLayer, ...]
 
     def __str__(self) -> str:
-        width = max(len(layer.name) for layer in self.layers)
+        names = [shown(layer.name) for layer in self.layers]
+        width = max(map(len, names))
         lines = [f"{'layer':{width}}  weights  stored bits  ONNX type  bytes beyond packed"]
         lines += [
-            f"{x.name:{width}}  {x.weights:7}  {x.stored_bits:11}  {f'INT{x.onnx_bits}':>9}  {x.extra_bytes:19}"
-            for x in self.layers
+            f"{name:{width}}  {x.weights:7}  {x.stored_bits:11}  {f'INT{x.onnx_bits}':>9}  {x.extra_bytes:19}"
+            for name, x in zip(names, self.layers)
         ]
         extra = sum(layer.extra_bytes for layer in self.layers)
-        return "\n".join([*lines, f"{self.path}: {self.file_bytes} bytes, opset {self.opset}; ONNX has no integers of "
-                          f"other widths, which costs {extra} bytes beyond a packed file"])  # fmt: skip
+        return "\n".join([*lines, f"{shown(str(self.path))}: {self.file_bytes} bytes, opset {self.opset}; ONNX has "
+                          f"no integers of other widths, which costs {extra} bytes beyond a packed file"])  # fmt: skip
 
 
 def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: str | Path) -> Exported:
@@ -64,7 +66,8 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: str |
 
     Batch norm stays an operator of its own, because folding it would destroy the integers
     (:func:`csq_mini.fold_batch_norm`). Activations quantized by PACT become a QuantizeLinear and a DequantizeLinear.
-    The first dimension of every input is free.
+    The first dimension of every input is free. Inputs are called input, input1, ...; outputs by their keys in a dict,
+    else output, output1, ...
 
     Args:
         model: from :func:`csq_mini.harden` or :func:`csq_mini.load_packed`; float32.
@@ -72,19 +75,23 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: str |
         path: of the file, written whole or not at all.
 
     Raises:
-        ValueError: if the model is not hardened or not float32, or its forward does not use a weight.
+        ValueError: if the model is not hardened, not float32, fixes the batch, or has a weight that its forward does
+            not use; or for another example.
         ImportError: without the packages of the extra ``export``.
     """
     onnx = _import()
     model = unwrap(model)
-    found = integers(model)
-    wrong = [name for name, t in model.state_dict().items() if t.is_floating_point() and t.dtype != torch.float32]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is not float32: export a float32 model (hardened from model.float())")
+    found, inputs, (state, first) = integers(model), inputs_of(example), state_once(model)
+    if len({len(x) for x in inputs}) != 1 or len(inputs[0]) < 2:
+        raise ValueError(f"example must have at least two examples, as many in each input, got batches of "
+                         f"{', '.join(str(len(x)) for x in inputs) or 0}: a batch of one would be fixed")  # fmt: skip
+    activation_bits(model)  # refuses clips that are not finite
+    for name, t in state.items():
+        if t.is_floating_point() and (t.dtype != torch.float32 or t.isnan().any()):
+            raise ValueError(f"{name} is not float32, or NaN: export a float32 model (hardened from model.float())")
     widths = {name: _width(found[name]) for name in found}
     opset, ir_version = (25, 13) if 2 in widths.values() else (21, 10)  # only the newer ones have INT2
-    inputs = example if isinstance(example, tuple) else (example,)
-    proto = _with_integers(_graph(model, inputs), found, widths)
+    proto = _with_integers(_graph(model, inputs), found, widths, first)
     proto.ir_version = ir_version
     proto.opset_import[0].version = opset
     _strip(proto)
@@ -130,38 +137,71 @@ class _Quantize(nn.Module):
 def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The float graph as torch exports it, nothing folded: an optimizer would fold batch norm into the weights."""
     model = copied(model).cpu().eval()
-    for name, module in list(model.named_modules()):
+    for name, module in list(named_modules(model, remove_duplicate=False)):
         if isinstance(module, PACT):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, _Quantize(module))
-    batch = torch.export.Dim("batch")
-    names = [f"input{i or ''}" for i in range(len(inputs))]
-    program = torch.onnx.export(
-        model, tuple(x.cpu() for x in inputs), dynamo=True, optimize=False, verbose=False, opset_version=21,
-        input_names=names, output_names=["output"], dynamic_shapes=tuple({0: batch} for _ in inputs),
-    )  # fmt: skip
-    assert program is not None
-    return program.model_proto
+    inputs = tuple(x.cpu() for x in inputs)
+    try:
+        with torch.no_grad():
+            names = list(outputs_of(model(*inputs)))
+        options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False, "opset_version": 21}
+        free, called = ({0: torch.export.Dim("batch")},) * len(inputs), [f"input{i or ''}" for i in range(len(inputs))]
+        program: Any = torch.onnx.export(model, inputs, input_names=called, dynamic_shapes=free, **options)
+    except Exception as error:  # torch raises many kinds
+        why = shown(str(error.__cause__ or error).partition("\n")[0])
+        raise ValueError(f"torch cannot export {type(model).__name__} with this example: {why}") from error
+    proto = program.model_proto
+    for given in proto.graph.input:
+        if not given.type.tensor_type.shape.dim[0].dim_param:
+            raise ValueError(f"{type(model).__name__} fixes the batch of {given.name} to {len(inputs[0])}: "
+                             "take sizes from the input in its forward, as in x.view(x.shape[0], -1)")  # fmt: skip
+    if len(proto.graph.output) != len(names):
+        raise ValueError(f"outputs {names} cannot all be exported: return tensors, in a tuple or a dict")
+    _name_outputs(proto.graph, names)
+    return proto
 
 
-def _with_integers(proto: Any, found: Mapping[str, Integers], widths: Mapping[str, int]) -> Any:
-    """The graph with every quantized weight computed from its integers."""
+def _name_outputs(graph: Any, names: list[str]) -> None:
+    """Call the outputs so, and other values that torch has called so otherwise."""
+    fixed = {x.name for x in (*graph.input, *graph.initializer)}
+    names = [name if name and name not in fixed else f"output.{name}" for name in names]
+    new, again = {name: f"{name}.value" for name in names}, []
+    for output, name in zip(graph.output, names):
+        if output.name in fixed or new.get(output.name) in names:  # an input, or the same tensor once more
+            again.append((output.name, name))
+        else:
+            new[output.name] = name
+        output.name = name
+    for node in graph.node:
+        node.input[:], node.output[:] = ([new.get(x, x) for x in ends] for ends in (node.input, node.output))
+    for info in graph.value_info:
+        info.name = new.get(info.name, info.name)
+    for old, name in again:
+        graph.node.add(op_type="Identity", input=[new.get(old, old)], output=[name])
+
+
+def _with_integers(proto: Any, found: Mapping[str, Integers], widths: Mapping[str, int], first: dict[str, str]) -> Any:
+    """The graph with every quantized weight computed from its integers; ``first`` maps other names to the first."""
     import onnx
 
     graph = proto.graph
     places = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
+    nodes, unused = [], []
     for name, ints in found.items():
         key = weight_key(name)
-        if key not in places:
-            raise ValueError(f"the exported graph has no {key}: is the layer used in forward?")
-        graph.initializer.remove(places[key])
+        there = [k for k in places if first.get(k, k) == key]
+        unused += [] if there else [key]
         kind = getattr(onnx.TensorProto, f"INT{widths[name]}")
         values = ints.codes.cpu().numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
         graph.initializer.append(onnx.numpy_helper.from_array(values, f"{key}.codes"))  # raw: as dense as the type
         graph.initializer.append(onnx.helper.make_tensor(f"{key}.step", onnx.TensorProto.FLOAT, [], [ints.step]))
-        nodes.append(onnx.helper.make_node("DequantizeLinear", [f"{key}.codes", f"{key}.step"], [key], name=key))
-        graph.value_info.append(onnx.helper.make_tensor_value_info(key, onnx.TensorProto.FLOAT, list(ints.shape)))
+        for k in there:
+            graph.initializer.remove(places[k])
+            nodes.append(onnx.helper.make_node("DequantizeLinear", [f"{key}.codes", f"{key}.step"], [k], name=k))
+            graph.value_info.append(onnx.helper.make_tensor_value_info(k, onnx.TensorProto.FLOAT, list(ints.shape)))
+    if unused:
+        raise ValueError(f"forward does not use {', '.join(unused)}: set the layer to None before you convert")
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *rest])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from .check import shown
 from .report import Report
 from .scheme import Integers
 
@@ -64,8 +65,27 @@ class Picture(Figure):
         display({"image/svg+xml": self.svg(), "text/plain": repr(self)}, raw=True)
 
 
+def _label(name: str) -> str:
+    """A layer's name as plain text: no control characters, no mathematics between dollars, its middle cut if long."""
+    text = shown(name)
+    text = text if len(text) <= 32 else f"{text[:15]}\u2026{text[-16:]}"
+    return text.replace("$", r"\$")
+
+
+def _size(height: float, names: Iterable[str]) -> tuple[float, float]:
+    """Of a figure with these labels: wider than a page where they are long."""
+    return WIDTH + 0.13 * max(0, *(len(name) - 21 for name in names)), height
+
+
+def _check_history(history: Any, *columns: str) -> None:
+    if not isinstance(history, pandas.DataFrame) or not {"epoch", "phase", *columns} <= set(history) or history.empty:
+        raise ValueError(f"history must be the DataFrame that csq.fit returned as result.history, with "
+                         f"{', '.join(columns)}, got {type(history).__name__}")  # fmt: skip
+
+
 def training(history: pandas.DataFrame) -> Figure:
     """Loss, temperature, and soft and hard accuracy over the epochs of :func:`csq_mini.fit`."""
+    _check_history(history, "loss", "soft", "hard")
     names = [name for name in ("loss", "beta", "soft") if name in history]
     with style() as colors:
         figure = Picture(2.0 * len(names))
@@ -86,9 +106,11 @@ def training(history: pandas.DataFrame) -> Figure:
 
 def bits(history: pandas.DataFrame, target: float | None = None) -> Figure:
     """Bits a weight over the epochs, and below them the open planes of each layer."""
+    _check_history(history, "bits")
     names = [column for column in history if column.startswith("bits/")]
+    labels = [_label(name.removeprefix("bits/")) for name in names]
     with style() as colors:
-        figure = Picture(2.6 + 0.27 * len(names))
+        figure = Picture(figsize=_size(2.6 + 0.27 * len(names), labels))
         top, ax = figure.subplots(2, 1, sharex=True, height_ratios=(1.3, 0.27 * len(names)))
         top.plot(history["epoch"], history["bits"], color=colors[0], marker=".", label="average $B$")
         if target is not None:
@@ -98,7 +120,7 @@ def bits(history: pandas.DataFrame, target: float | None = None) -> Figure:
         top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
         scale = ScalarMappable(Normalize(-0.5, 8.5), matplotlib.colormaps["YlGnBu"].resampled(9))
         _draw_stretches(ax, history[names].to_numpy().T, scale)
-        ax.set(yticks=range(len(names)), yticklabels=[name.removeprefix("bits/") for name in names])
+        ax.set(yticks=range(len(names)), yticklabels=labels)
         ax.set(xlim=(0.5, len(history) + 0.5), ylim=(len(names) - 0.4, -0.6), xlabel="epoch", ylabel="layer")
         ax.grid(False)
         _mark_freeze(history, top, ax)
@@ -117,10 +139,12 @@ def _draw_stretches(ax: Axes, planes: np.ndarray, scale: ScalarMappable) -> None
 
 def scheme(report: Report) -> Figure:
     """Planes of each layer as squares, the most significant on the left, beside its share of the weights."""
-    names, marks, shares = zip(*((layer.name, layer.planes, layer.share) for layer in report.rows))
+    if not isinstance(report, Report) or not report.rows:
+        raise ValueError(f"plots.scheme draws what csq.report(model) returns, got {type(report).__name__}")
+    names, marks, shares = zip(*((_label(layer.name), layer.planes, layer.share) for layer in report.rows))
     n, count = max(map(len, marks)), len(names)
     with style() as colors:
-        figure = Picture(1.4 + 0.3 * count)
+        figure = Picture(figsize=_size(1.4 + 0.3 * count, names))
         ax, side = figure.subplots(1, 2, sharey=True, width_ratios=(n, 4))
         look = {"1": (colors[0], None, "learned"), "F": (colors[1], "///", "filled"), ".": ("0.91", None, "dropped")}
         for mark, (color, hatch, label) in look.items():
@@ -146,8 +170,11 @@ def scheme(report: Report) -> Figure:
 
 def weights(before: Tensor, after: Integers, name: str = "") -> Figure:
     """Histograms of a layer's float weights and of its integers."""
+    if not isinstance(before, Tensor) or not isinstance(after, Integers):
+        raise ValueError("plots.weights draws a float weight and its csq.integers(model)[name], got "
+                         f"{type(before).__name__} and {type(after).__name__}")  # fmt: skip
     codes, counts = np.unique(after.codes.numpy().ravel(), return_counts=True)
-    title = f"layer {name}, " if name else ""
+    title = f"layer {_label(name)}, " if name else ""
     reach = 1.1 * max(abs(codes).max(), 1)
     with style() as colors:
         figure = Picture(4.6)

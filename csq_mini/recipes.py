@@ -136,6 +136,6 @@ RECIPES: Mapping[str, Recipe] = {
 
 def get(name: str, **changes: Any) -> Recipe:
     """A recipe by name, with some fields changed: ``get("digits", target=3)``. ValueError for an unknown name."""
-    if name not in RECIPES:
+    if name not in [*RECIPES]:
         raise ValueError(unknown("recipe", name, RECIPES))
     return RECIPES[name].replace(**changes)

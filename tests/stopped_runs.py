@@ -33,8 +33,11 @@ class Stop(Exception):
 
 
 def stop_at(call, function):
-    """``function``, which fails at its ``call``-th call as if the process had died there."""
-    calls = iter(range(10**9))
+    """``function``, which fails at its ``call``-th call as if the process had died there.
+
+    Counted from the first step, or judging: before it, fit tries the function once.
+    """
+    calls = iter(range(-1, 10**9))
 
     def stopping(*args):
         if next(calls) == call:

@@ -55,7 +55,9 @@ def test_train_without_a_target_prints_no_empty_report(capsys):
 
 
 FIELDS = {"skip=0.*,9": ("0.*", "9"), "lr=0.05": 0.05, "lr=5e-2": 0.05, "logit_lr=None": None, "planes=4": 4,
-          "growth=False": False, "growth=no": False, "one_rate=True": True, "one_rate=yes": True}  # fmt: skip
+          "target=none": None, "skip=": (), "seed=7": 7, "warmup_epochs=1.5": 1.5,
+          **{f"growth={word}": False for word in ("False", "false", "FALSE", "no", "off", "0")},
+          **{f"one_rate={word}": True for word in ("True", "true", "yes", "on", "1")}}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", FIELDS)
@@ -83,6 +85,13 @@ BAD = {
     "device": (["digits", "--device", "abacus"], "abacus"),
     "planes": (["digits", "--set", "planes=9"], "planes.*1 to 8.*9"),
     "yes or no": (["digits", "--set", "growth=maybe"], "growth must be True or False, got 'maybe'"),
+    "nothing": (["digits", "--set", "growth="], "growth must be True or False, got ''"),
+    "no number": (["digits", "--set", "lr=none"], "lr must be a finite number.*got None"),
+    "infinity": (["digits", "--set", "lr=1e999"], "lr must be a finite number.*got inf"),
+    "deep": (["digits", "--set", "target=" + "(" * 5000], "target must be a finite number"),
+    "no thread": (["digits", "--threads", "0"], "--threads must be a whole number from 1 to .*, got 0"),
+    "threads": (["digits", "--threads", "100000000"], "--threads must be .* from 1 to .*, got 100000000"),
+    "terminal": (["\x1b[31mdigits\n"], r"unknown recipe '\\x1b\[31mdigits\\n'; did you mean digits"),
 }  # fmt: skip
 
 
@@ -94,6 +103,18 @@ def test_a_wrong_argument_ends_in_one_line_and_exit_code_2(case, tmp_path, capsy
     assert out == "" and err.startswith("csq-mini: ") and err.count("\n") == 1
     assert re.search(message, err)
     assert not (tmp_path / "run").exists()
+
+
+def test_no_error_is_a_traceback_nor_rules_the_terminal(monkeypatch, capsys):
+    def fail(args):
+        raise args.error
+
+    errors = (KeyError("model"), AttributeError("x\x1b[2J\ny"), RecursionError("deep"), KeyboardInterrupt())
+    for error, code, text in zip(errors, (2, 2, 2, 130), ("KeyError: 'model'", "x\\x1b[2J y", "deep", "stopped")):
+        monkeypatch.setattr(cli, "doctor", lambda args, error=error: fail(type(args)(error=error)))
+        assert cli.main(["doctor"]) == code
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("csq-mini: ") and text in err and "\x1b" not in err and err.count("\n") == 1
 
 
 def test_reproduce_passes_on_what_was_asked_for(monkeypatch, capsys):

@@ -96,11 +96,11 @@ def test_the_test_split_is_looked_at_once_at_the_end():
 
     short_fit(model, metric=metric)
     assert seen.count(50) == judged.count(50) == 1 and seen[-1] == judged[-1] == 50  # only the test split has 50
-    assert judged.count(40) == 2 * 4  # soft and hard, each epoch
+    assert judged.count(40) == 1 + 2 * 4  # before all, and soft and hard, each epoch
 
 
 def test_the_last_epoch_is_reported_even_if_an_earlier_was_better():
-    scores = iter([0.9, 0.9, 0.8, 0.8, 0.5, 0.5, 0.3, 0.2, 0.1])
+    scores = iter([0.0, 0.9, 0.9, 0.8, 0.8, 0.5, 0.5, 0.3, 0.2, 0.1])  # the first before all
     result = short_fit(metric=lambda outputs, targets: next(scores))
     assert result.accuracy == 0.1 and result.history["hard"].tolist() == [0.9, 0.8, 0.5, 0.2]
     data = few_digits()
@@ -209,9 +209,93 @@ def test_a_model_with_too_few_outputs_is_refused_with_the_number_it_needs(tmp_pa
 
 
 def test_images_of_a_size_the_model_does_not_take_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"does not take inputs of few digits, \[2, 1, 8, 8\] a batch: .*mat1"):
+    with pytest.raises(ValueError, match=r"does not take inputs of few digits, float32 \[40, 1, 8, 8\] a .*: .*mat1"):
         short_fit(nn.Sequential(nn.Flatten(), nn.Linear(65, 10)), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def rows(count, classes=4):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 8, generator=generator), torch.randint(0, classes, (count,), generator=generator)
+
+
+def normed():
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize("count", [512, 513, 1025, 33])
+def test_a_single_row_at_the_end_of_a_split_is_no_matter(count):
+    data = csq.data.Data("rows", rows(count), rows(513), rows(65))
+    assert 0 <= short_fit(normed(), data=data, recipe=SHORT.replace(recalibration_batches=9)).accuracy <= 1
+
+
+@pytest.mark.parametrize("count, batch", [(64, 1), (1, 32)])
+def test_a_batch_of_one_row_is_refused_before_anything_is_trained(count, batch, tmp_path):
+    data = csq.data.Data("rows", rows(count), rows(9), rows(9))
+    with pytest.raises(ValueError, match="does not train on .*use a larger batch_size.*more than 1 value"):
+        short_fit(normed(), SHORT.replace(batch_size=batch), data, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_arrays_and_datasets_train_as_tensors_do():
+    x, y = rows(64)
+    pairs = torch.utils.data.TensorDataset(x, y)
+    ends = [short_fit(normed(), data=csq.data.Data("rows", split, split, split)).model
+            for split in ((x, y), (x.numpy(), y.numpy()), pairs)]  # fmt: skip
+    assert same_state(ends[0], ends[1]) and same_state(ends[0], ends[2])
+
+
+class Keeps(nn.Sequential):
+    """Keeps a tensor of its graph, as a model with an auxiliary loss does."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.auxiliary = y.square().mean() if self.training else None
+        return y
+
+
+def test_a_model_that_keeps_a_tensor_of_its_graph_trains_to_the_end():
+    data = csq.data.Data("rows", rows(64), rows(64), rows(64))
+    result = short_fit(Keeps(*normed()), data=data)
+    assert same_state(result.model, short_fit(normed(), data=data).model)
+
+
+def test_targets_that_are_missing_are_the_losss_own_matter(tmp_path):
+    x, y = torch.randn(64, 8), torch.randn(64, 1)
+    y[3:40] = float("nan")
+    data = csq.data.Data("gaps", (x, y), (x, y), (x, y))
+
+    def loss(outputs, targets):
+        return (outputs - targets)[~targets.isnan()].square().mean()
+
+    result = short_fit(nn.Linear(8, 1), data=data, loss=loss, metric=lambda *both: -loss(*both))
+    assert -20 < result.accuracy < 0
+    with pytest.raises(ValueError, match="gaps: train has targets that are NaN or infinite: repair or remove"):
+        short_fit(nn.Linear(8, 1), data=data, loss=F.mse_loss, metric=lambda *both: 0.0, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_the_loss_leaves_out_need_a_metric_that_does_so_too():
+    x, y = rows(64)
+    y[5] = -100
+    data = csq.data.Data("rows", (x, y), (x, y), (x, y))
+    for loss in (F.cross_entropy, nn.CrossEntropyLoss(), lambda *both: F.cross_entropy(*both)):
+        with pytest.raises(ValueError, match="train has the target -100, which is no class"):
+            short_fit(normed(), data=data, loss=loss)
+
+    def metric(outputs, targets):
+        return csq.accuracy(outputs[targets >= 0], targets[targets >= 0])
+
+    assert 0 <= short_fit(normed(), data=data, metric=metric).accuracy <= 1
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_last_checkpoint(tmp_path):
+    factors = iter([1.0] * 8 + [float("nan")] * 99)
+    recipe = SHORT.replace(checkpoint_steps=2)
+    with pytest.raises(ValueError, match="the loss became nan by step 8 of the search phase"):
+        short_fit(recipe=recipe, run_dir=tmp_path, loss=lambda *both: F.cross_entropy(*both) * next(factors))
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    assert state["step"] == 6 and all(t.isfinite().all() for k, t in state["model"].items() if "beta" not in k)
 
 
 def test_too_little_gpu_memory_says_what_to_lower(tmp_path):

@@ -14,7 +14,8 @@ import csq_mini as csq
 
 onnx = pytest.importorskip("onnx", reason='needs pip install -e ".[export]"')
 ort = pytest.importorskip("onnxruntime", reason='needs pip install -e ".[export]"')
-from csq_mini.onnx_export import codes_of  # noqa: E402
+from csq_mini.modules import outputs_of  # noqa: E402
+from csq_mini.onnx_export import Exported, ExportedLayer, codes_of  # noqa: E402
 
 
 def run(path, x):
@@ -125,3 +126,98 @@ def test_what_cannot_be_exported_says_why_and_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="not float32"):
         csq.export_onnx(exact, torch.rand(2, 1, 8, 8).double(), tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+class Outputs(nn.Module):
+    """Two layers, whose outputs ``give`` puts together."""
+
+    def __init__(self, give):
+        super().__init__()
+        self.a, self.b, self.give = nn.Linear(8, 4), nn.Linear(8, 2), give
+
+    def forward(self, x):
+        return self.give(x, self.a(x).relu(), self.b(x))
+
+
+@pytest.mark.parametrize("give, names", [
+    # linear and relu are names that torch gives to other values; input and a.weight are taken
+    (lambda x, a, b: {"linear": b, "relu": a, "input": x, "a.weight": a, "\x1b\n": a + 1, "": b + 1,
+                      "hidden": (b + 2, {"last": b + 3}), "none": None},
+     ["linear", "relu", "output.input", "output.a.weight", "\x1b\n", "output", "hidden.0", "hidden.1.last"]),
+    (lambda x, a, b: (b, [a, b], x), ["output", "output1.0", "output1.1", "output2"]),
+])  # fmt: skip
+def test_outputs_keep_their_order_and_names(give, names, tmp_path):
+    exact, x = hardened(Outputs(give)), torch.randn(3, 8)
+    csq.export_onnx(exact, torch.randn(2, 8), tmp_path / "a")
+    assert [output.name for output in onnx.load(tmp_path / "a").graph.output] == names
+    found = ort.InferenceSession(str(tmp_path / "a")).run(None, {"input": x.numpy()})
+    for one, other in zip(outputs_of(exact(x)).values(), found):
+        assert torch.allclose(one, torch.from_numpy(other), atol=1e-5)
+
+
+class Twice(nn.Linear):
+    """A layer under two names, with a state beside its tensors, and a PACT under two names."""
+
+    def __init__(self):
+        super().__init__(8, 8)
+        self.first = nn.Linear(8, 8)
+        self.again, self.relu, self.same = self.first, nn.ReLU(), None
+
+    def forward(self, x):
+        return self.same(super().forward(self.again(self.relu(self.first(x)))))
+
+    def get_extra_state(self):
+        return {"note": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_module_under_two_names_is_one(tmp_path):
+    model = Twice()
+    model.same = model.relu
+    csq.quantize_activations(model, 4)
+    exact, x = hardened(model), torch.randn(2, 8)
+    csq.export_onnx(exact, x, tmp_path / "a")
+    assert set(codes_of(tmp_path / "a")) == {"weight", "first.weight"}
+    assert torch.allclose(exact(x), run(tmp_path / "a", x), atol=1e-5)
+
+
+def test_a_model_that_fixes_the_batch_or_leaves_a_layer_out_is_refused(tmp_path):
+    fixed, unused = Outputs(lambda x, a, b: a.view(2, 4) + b.sum()), Outputs(lambda x, a, b: a)
+    unused.c = nn.Linear(2, 2)
+    for model, message in ((fixed, "fixes the batch of input to 2: take"), (unused, "not use b.weight, c.weight")):
+        with pytest.raises(ValueError, match=message):
+            csq.export_onnx(hardened(model), torch.randn(2, 8), tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("example, message", [
+    ([torch.randn(2, 8)], "a tuple of such tensors, got list"), (None, "got None"), ({"x": 1}, "got dict"),
+    (torch.randn(2, 8).numpy(), "got ndarray: torch.as_tensor"), (torch.tensor(1.0), "a tensor of no dimension"),
+    (torch.randn(1, 8), "at least two examples.*got batches of 1"), ((), "got batches of 0"),
+    ((torch.randn(2, 8), torch.randn(3, 8)), "got batches of 2, 3"),
+    (torch.randn(2, 7), "cannot export .* mat1 and mat2"), ((torch.randn(2, 8), 1), "got int"),
+])  # fmt: skip
+def test_an_example_of_another_kind_is_refused(example, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        csq.export_onnx(hardened(nn.Linear(8, 4)), example, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_has_diverged_is_refused(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
+    csq.quantize_activations(model, 4)
+    exact = hardened(model)
+    for tensor, message in ((exact[1].alpha, "clip 1.alpha is nan"), (exact[0].bias, "0.bias is not float32, or NaN")):
+        value = tensor.data.clone()
+        tensor.data.fill_(float("nan"))
+        with pytest.raises(ValueError, match=message):
+            csq.export_onnx(exact, torch.randn(2, 8), tmp_path / "a")
+        tensor.data = value
+
+
+def test_names_print_as_plain_text():
+    layer = ExportedLayer("\x1b[31m<b> \u202e$", 32, 3, 4)
+    text = str(Exported(Path("a"), 9, 21, (layer,)))
+    assert "\x1b" not in text and r"\x1b[31m<b> \u202e$  " in text

@@ -49,6 +49,28 @@ def test_at_the_clip_itself_the_gradient_goes_to_alpha():
     assert x.grad.tolist() == [0, 0, 100, 0, 0] and float(pact.alpha.grad) == 11000
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_second_derivatives_and_vmap_are_those_of_plain_autograd():
+    pact, x = PACT(3, 1.0).double(), torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+
+    def loss(alpha, x):
+        return torch.func.functional_call(pact, {"alpha": alpha}, (x,)).square().sum()
+
+    def second(function, alpha):
+        first = torch.autograd.grad(function(x, alpha).square().sum(), (x, alpha), create_graph=True)
+        return torch.autograd.grad(first[0].sum() + first[1], (x, alpha))
+
+    ours = second(lambda x, alpha: torch.func.functional_call(pact, {"alpha": alpha}, (x,)), pact.alpha)
+    for a, b in zip(ours, second(lambda x, alpha: plain_pact(x, alpha, 7), pact.alpha)):
+        assert torch.allclose(a, b, rtol=1e-12) and a.any()
+    grad, x = torch.func.grad(loss, argnums=(0, 1)), x.detach()
+    alphas = torch.rand(5, dtype=torch.float64) + 0.5
+    for dims, rows in (((None, 0), [(alphas[0], row) for row in x]), ((0, 0), list(zip(alphas, x)))):
+        per_row = torch.func.vmap(grad, in_dims=dims)(alphas[0] if dims[0] is None else alphas, x)
+        for i, pair in enumerate(rows):
+            assert all(torch.allclose(a[i], b, rtol=1e-12) for a, b in zip(per_row, grad(*pair)))
+
+
 @pytest.mark.parametrize("bits", [2, 8])
 def test_gradients_are_the_slopes_of_equation_1(bits):
     def clipped(x, alpha):

@@ -1,6 +1,8 @@
 from importlib.util import find_spec
 
+import pandas
 import pytest
+import torch
 from conftest import converted, few_digits, shake
 from torch import nn
 
@@ -29,6 +31,28 @@ def test_training_draws_loss_temperature_and_both_accuracies(result, tmp_path):
         result.history[k].tolist() for k in ("soft", "hard")
     ]
     assert all(ax.lines[-1].get_xdata()[0] == 2.5 for ax in (loss, beta, accuracy))  # the freeze, after epoch 2
+
+
+NAMES = ["a$\\frac$b", "x\ny", "<script>alert(1)</script>", "\x1b[31mred", "$", "\\$x$", "very" * 60, "plain"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_as_plain_text(tmp_path):
+    model = nn.Sequential()
+    for name in NAMES:
+        model.add_module(name, nn.Linear(4, 4))
+    csq.convert(model)
+    entry = {"epoch": 1, "phase": "search", "bits": 8.0} | {f"bits/{name}": 8 for name in NAMES}
+    figures = [csq.plots.scheme(csq.report(model)), csq.plots.bits(pandas.DataFrame([entry, entry | {"epoch": 2}]))]
+    shown = ["a$\\frac$b", "x\\ny", "<script>alert(1)</script>", "\\x1b[31mred", "$", "\\$x$", None, "plain"]
+    for figure, ax in zip(figures, (0, 1)):
+        svg, texts = figure.svg(), figure.axes[ax].get_yticklabels()
+        assert "<script" not in svg and "\x1b" not in svg
+        for text, name in zip(texts, shown):
+            plain, mathematics = text._preprocess_math(text.get_text())
+            assert not mathematics and (plain == name if name else "very" in plain and len(plain) < 40)
+    for name in NAMES:
+        drawn(csq.plots.weights(torch.randn(4, 4), csq.integers(model)["plain"], name), tmp_path)
 
 
 @pytest.mark.parametrize("target", [None, 3.0])

@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import converted, few_digits, mlp, same_state
+from conftest import converted, few_digits, mlp, same_state, snapshot, unchanged
 from torch import nn
 
 import csq_mini as csq
@@ -253,8 +253,97 @@ def test_a_frozen_trainer_does_not_go_back_to_the_search():
     trainer = trainer_of()
     state = through_file(trainer.state_dict())
     end_of(trainer)
-    with pytest.raises(RuntimeError, match="saved before budget.freeze"):
+    before = trainer.progress, copy.deepcopy(trainer.model.state_dict())
+    with pytest.raises(ValueError, match="saved before budget.freeze"):
         trainer.load_state_dict(state)
+    assert trainer.progress == before[0] and same_state(trainer.model.state_dict(), before[1])
+
+
+def test_a_changed_target_and_a_held_temperature_go_on_too():
+    def changed():
+        trainer = trainer_of()
+        for _ in range(3):
+            trainer.step()
+        trainer.retarget(2.0)
+        trainer.temperature = 7.0
+        return trainer
+
+    whole = changed()
+    state, end = through_file(whole.state_dict()), end_of(whole)
+    later = csq.Trainer(network(), few_digits(), RECIPE)
+    later.load_state_dict(state)
+    assert (later.budget.target, later.temperature) == (2.0, 7.0)
+    assert_same_end(end_of(later), end)
+    after = csq.Trainer(network(), few_digits(), RECIPE)
+    after.load_state_dict(through_file(whole.state_dict()))
+    assert after.budget.target == 2.0 and after.budget.bits() <= 2.0
+
+
+def other_network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: {}, "no state of a Trainer"), (lambda s: None, "no state"), (lambda s: s["model"], "no state"),
+    (lambda s: {k: v for k, v in s.items() if k != "rng"}, "no state"), (lambda s: s | {"step": 99}, "step 99"),
+    (lambda s: s | {"phase": 2}, "phase 2"), (lambda s: s | {"still": ["1"]}, r"keeps \['1'\] in evaluation mode"),
+    (lambda s: s | {"model": other_network().state_dict()}, "its model differs in 0"),
+    (lambda s: csq.Trainer(other_network(), few_digits(), RECIPE).state_dict(), "its model differs in 0"),
+])  # fmt: skip
+def test_a_foreign_state_is_refused_and_changes_nothing(change, message):
+    trainer = trainer_of()
+    trainer.step()
+    before = copy.deepcopy(trainer.state_dict())
+    with pytest.raises(ValueError, match=message):
+        trainer.load_state_dict(change(through_file(trainer.state_dict())))
+    after = trainer.state_dict()
+    assert same_state(after["model"], before["model"]) and after["target"] == before["target"]
+    assert (after["phase"], after["step"], after["history"]) == (before["phase"], before["step"], before["history"])
+
+
+# Modes
+
+
+def frozen_norm():
+    """The network with its batch norm in evaluation mode, its statistics unlike any data's."""
+    model = network()
+    model[1].eval().running_mean.fill_(0.5)
+    return model
+
+
+def test_what_is_in_evaluation_mode_stays_so_and_keeps_its_statistics():
+    def seen(trainer):
+        modes = []
+        trainer.on_step = lambda: modes.append([m.training for m in trainer.model])
+        return modes
+
+    for recipe in (RECIPE, RECIPE.replace(target=None)):
+        trainer = csq.Trainer(frozen_norm(), few_digits(), recipe)
+        modes = seen(trainer)
+        trainer.epoch()
+        state = through_file(trainer.state_dict())
+        end_of(trainer)
+        assert all(mode == [i != 1 for i in range(6)] for mode in modes) and len(modes) == 16
+        assert (trainer.model[1].running_mean == 0.5).all()
+        if trainer.budget:
+            assert (trainer.hardened()[1].running_mean == 0.5).all() and not trainer.hardened().training
+        resumed = csq.Trainer(frozen_norm(), few_digits(), recipe)
+        resumed.load_state_dict(state)
+        assert_same_end(end_of(resumed), (trainer.model.state_dict(), timeless(trainer.history)))
+
+
+def test_a_model_handed_over_in_evaluation_mode_as_a_whole_trains_as_a_whole():
+    trainer = csq.Trainer(network().eval(), few_digits(), RECIPE)
+    torch.manual_seed(0)
+    assert_same_end(end_of(trainer), end_of(trainer_of()))
+
+
+def test_the_trial_before_all_changes_neither_model_nor_random_numbers():
+    model, seen = network().eval(), []
+    before, numbers = snapshot(model), torch.get_rng_state()
+    model.register_forward_hook(lambda *_: seen.append(torch.rand(())))
+    csq.Trainer(model, few_digits(), RECIPE.replace(target=None))
+    assert seen and unchanged(model, before) and torch.equal(torch.get_rng_state(), numbers)
 
 
 # Refusals, and what a step may not do
@@ -275,8 +364,34 @@ def test_a_converted_model_is_refused():
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_the_rates_to_lower():
-    trainer = trainer_of(loss=lambda outputs, targets: outputs.sum() * float("nan"))
-    with pytest.raises(ValueError, match=r"loss became nan: .*lower lr \(0.1\) or logit_lr"):
+    factors = iter([1, 1, 1] + [float("nan")] * 9)  # one for the trial before all, two good steps
+    trainer = trainer_of(loss=lambda outputs, targets: outputs.sum() * next(factors))
+    with pytest.raises(ValueError, match=r"loss became nan by step 4 of the search.*lower lr \(0.1\) or logit_lr"):
+        trainer.epoch()
+    with pytest.raises(ValueError, match="loss of the first batch is nan, before any training: look"):
+        trainer_of(loss=lambda outputs, targets: outputs.sum() * float("nan"))
+
+
+def test_rates_and_batches_of_the_users_own_are_checked_at_each_step():
+    trainer = trainer_of()
+    for rate in (float("nan"), -1.0, None):
+        trainer.rate = lambda *args, rate=rate: rate
+        with pytest.raises(ValueError, match=r"trainer.rate\(...\) must be a finite number of at least 0"):
+            trainer.step()
+    trainer = trainer_of()
+    for batch in (torch.zeros(2, 1, 8, 8), (), (torch.zeros(2, 1, 8, 8),), {"x": 1}):
+        with pytest.raises(ValueError, match="a batch must be a pair of inputs and targets"):
+            trainer.step(batch)
+    trainer.temperature = float("nan")
+    with pytest.raises(ValueError, match="a temperature must be"):
+        trainer.step()
+    assert trainer.steps_done == 0
+
+
+def test_weights_that_diverge_are_noticed_with_the_step():
+    trainer = trainer_of(RECIPE.replace(target=None))
+    trainer.on_step = lambda: trainer.progress.step == 4 and trainer.model[5].weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="judging after step 4 of the float phase: outputs of the model are NaN"):
         trainer.epoch()
 
 

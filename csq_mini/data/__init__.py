@@ -27,6 +27,6 @@ DATA: dict[str, Callable[..., Data]] = {
 
 def get(name: str) -> Callable[..., Data]:
     """The function that loads the data set called ``name``, or a ValueError with near names."""
-    if name not in DATA:
+    if name not in [*DATA]:
         raise ValueError(unknown("data set", name, DATA))
     return DATA[name]

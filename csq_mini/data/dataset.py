@@ -9,74 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
 from ..check import unknown, whole
+from .transforms import CropFlip
+from .transforms import Normalise as Normalise  # found here too
 
 Split = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Prepare = Callable[[Tensor], Tensor]
 SPLITS = ("train", "valid", "test")
-
-
-@dataclass(frozen=True)
-class CropFlip:
-    """A random square crop of the zero-padded bytes, flipped horizontally with probability 1/2.
-
-    Source: He et al. (arXiv 1512.03385), section 4.2.
-    """
-
-    size: int  # height and width of the crop, in pixels
-    pad: int = 0  # zeros added on each side, in pixels
-
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop and flip each image of the batch at random, drawing from a CPU generator."""
-        return self.apply(x, self.draw(x.shape, generator))
-
-    def draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """Top, left and flip (0 or 1) for each image of a batch of this shape: ``[batch, 3]`` int64 on the CPU."""
-        places = [side + 2 * self.pad - self.size + 1 for side in shape[2:]]
-        top, left = (torch.randint(count, shape[:1], generator=generator) for count in places)
-        flip = torch.rand(shape[:1], generator=generator) < 0.5
-        return torch.stack([top, left, flip.long()], dim=1)
-
-    def apply(self, x: Tensor, drawn: Tensor) -> Tensor:
-        """The images cropped and flipped as was drawn for each of them."""
-        batch, channels = x.shape[:2]
-        height, width = (side + 2 * self.pad for side in x.shape[2:])
-        top, left, flip = drawn.to(x.device).view(batch, 3, 1, 1).unbind(1)  # each [batch, 1, 1]
-        image, step = torch.arange(batch, device=x.device)[:, None, None], torch.arange(self.size, device=x.device)
-        rows, columns = top + step[:, None], left + torch.where(flip > 0, self.size - 1 - step, step)
-        pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, *[self.pad] * 4)).reshape(-1, channels)
-        # a gather of whole pixels, which lie together in channels_last: each is one short run of bytes
-        cropped = pixels.index_select(0, ((image * height + rows) * width + columns).flatten())
-        return cropped.view(batch, self.size, self.size, channels).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class Normalise:
-    """Bytes 0..255 become (byte / 255 - mean) / std, float32."""
-
-    mean: tuple[float, ...]  # one number a channel
-    std: tuple[float, ...]
-    crop: int | None = None  # take the centre square of this many pixels first; None takes the whole image
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The batch as the model sees it."""
-        if self.crop is not None:
-            top, left = (round((side - self.crop) / 2) for side in x.shape[2:])
-            x = x[:, :, top : top + self.crop, left : left + self.crop]
-        mean, std = _per_channel(self.mean, x.device), _per_channel(self.std, x.device)
-        return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-@lru_cache(maxsize=16)  # copied to each device once, not with every batch
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return 255 * torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +33,8 @@ class Data:
     Attributes:
         name: shown in run folders and results.
         train, valid, test: inputs ``[images, ...]`` and targets ``[images, ...]``, as stored: to learn from, to watch
-            and choose by, and to judge by, once.
+            and choose by, and to judge by, once. Each a pair of tensors or NumPy arrays, or a map-style Dataset of
+            such pairs, which is read whole. Attributes are tensors.
         augment: changes a whole stored batch for training, given a CPU generator to draw from, so that the numbers are
             the same on every device; None for nothing. Processes that train together each augment the whole batch and
             keep their share; ``CropFlip`` changes that share alone.
@@ -96,7 +44,8 @@ class Data:
         device: where batches go; None for where the splits lie. :meth:`to` sets it.
 
     Raises:
-        ValueError: for an empty split, inputs without targets, unequal shapes of inputs, or a target that is no class.
+        ValueError: for an empty split, inputs without targets, unequal shapes of inputs, a target that is no class, or
+            an argument of another kind.
     """
 
     name: str
@@ -110,6 +59,13 @@ class Data:
     device: torch.device | None = None
 
     def __post_init__(self) -> None:
+        for key in ("augment", "prepare"):
+            if getattr(self, key) is not None and not callable(getattr(self, key)):
+                raise ValueError(f"{key} must be a function or None, got {getattr(self, key)!r}")
+        if self.classes is not None:
+            whole("classes", self.classes, 1)
+        for split in SPLITS:
+            object.__setattr__(self, split, _pair(f"{self.name}: {split}", getattr(self, split)))
         for split in SPLITS:
             x, y = getattr(self, split)
             if len(x) != len(y) or len(x) == 0:
@@ -118,13 +74,13 @@ class Data:
             if x.shape[1:] != self.train[0].shape[1:]:
                 shapes = f"{list(x.shape[1:])}, but train of shape {list(self.train[0].shape[1:])}"
                 raise ValueError(f"{self.name}: {split} has inputs of shape {shapes}; give all splits one shape")
-            if self.classes is not None and not 0 <= y.min() <= y.max() < self.classes:
+            if self.classes is not None and (y.is_floating_point() or not 0 <= y.min() <= y.max() < self.classes):
                 found = f"targets {y.min()} to {y.max()}, but classes={self.classes}"
-                raise ValueError(f"{self.name}: {split} has {found}; targets count from 0 to classes - 1")
+                raise ValueError(f"{self.name}: {split} has {found}; targets are whole and count from 0 to classes - 1")
 
     def to(self, device: torch.device | str) -> Data:
         """The same data with its batches, and unless it is streamed its splits, on another device."""
-        place = torch.device(device)
+        place = usable(device)
         if self.streamed:
             return replace(self, device=place)
         train, valid, test = ((x.to(place), y.to(place)) for x, y in (self.train, self.valid, self.test))
@@ -168,7 +124,7 @@ class Data:
         """
         x, y = self.train
         per_epoch = max(len(x) // whole("batch size", size, 1), 1)
-        epoch, index = divmod(step, per_epoch)
+        epoch, index = divmod(whole("step", step), per_epoch)
         chosen = _order(len(x), seed, epoch, x.device)[index * size : (index + 1) * size]
         images = self._augmented(chosen, share, _generator(seed, 1, step))
         return self._prepared(images), self._placed(y[chosen[share].to(y.device)])
@@ -191,6 +147,39 @@ class Data:
         return self.prepare(x) if self.prepare else x
 
 
+def check_data(data: object) -> None:
+    """ValueError unless it is a :class:`Data`."""
+    if not isinstance(data, Data):
+        raise ValueError(f"data must be a csq.data.Data, got {type(data).__name__}: csq.data.Data(name, train, valid, "
+                         "test) makes one, from a pair (inputs, targets) or a Dataset for each split")  # fmt: skip
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """A device, or a ValueError if torch or this machine has no such thing."""
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        why = str(error).partition(". ")[0]
+        raise ValueError(f"device {device!r} cannot be used here: take 'cpu', 'cuda' or 'cuda:0' ({why})") from error
+    return place
+
+
+def _pair(where: str, split: Any) -> Split:
+    """A split as two tensors."""
+    try:
+        if isinstance(split, Dataset):
+            split = default_collate([split[i] for i in range(len(split))])  # type: ignore[arg-type]
+        x, y = (torch.as_tensor(part) for part in split)
+        if x.ndim and y.ndim:
+            return x, y
+        problem = "inputs or targets are one number"
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
+        problem = str(error)
+    raise ValueError(f"{where} must be inputs and targets, a pair of tensors or arrays or a Dataset of such pairs, got "
+                     f"{type(split).__name__} (for a DataLoader, give its dataset): {problem}")  # fmt: skip
+
+
 @lru_cache(maxsize=2)  # drawn once an epoch, not each step
 def _order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
     return torch.randperm(count, generator=_generator(seed, 0, epoch)).to(device)
@@ -199,7 +188,7 @@ def _order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
 def _generator(*key: int) -> torch.Generator:
     mixed = 0
     for part in key:  # an injective mix of small integers, spread by a large odd factor
-        mixed = (mixed * 0x9E3779B97F4A7C15 + part + 1) % 2**63
+        mixed = (mixed * 0x9E3779B97F4A7C15 + whole("a seed", part) + 1) % 2**63
     return torch.Generator().manual_seed(mixed)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data import Data
+from ..data.dataset import usable
 from ..modules import copied
 from ..packed.save import check_packable
 from ..recipes import Recipe
@@ -21,6 +24,7 @@ from .identity import identity
 from .judge import Loss, Metric, accuracy, evaluate
 from .run_folder import RunFolder
 from .trainer import Trainer
+from .trial import check_kinds
 
 if TYPE_CHECKING:
     import pandas
@@ -55,10 +59,12 @@ def fit(
     and ``bits/<layer>`` for each layer.
 
     Args:
-        model: any float ``nn.Module`` with layers to convert.
+        model: any float ``nn.Module`` with layers to convert. Parts in evaluation mode stay in it, and keep the
+            statistics of their batch norm; a model that is in it as a whole trains as a whole.
         data: see :class:`csq_mini.data.Data`.
         recipe: every hyper-parameter.
-        loss, metric: functions of outputs and targets, each a mean over the batch; a larger metric is better.
+        loss, metric: functions of outputs and targets, each a mean over the batch; a larger metric is better. Both are
+            called once before the training, to see that they fit.
         run_dir: folder for checkpoints, history and result. A run that was killed continues from its last checkpoint
             and ends bit-identically; one that is done is read back.
         device: None takes the first GPU if there is one, else the CPU.
@@ -68,14 +74,23 @@ def fit(
         tensorboard: whether to write the history to ``run_dir`` as TensorBoard events too.
 
     Raises:
-        ValueError: if the target cannot be reached, the model is converted already or does not fit the data, or
-            ``run_dir`` holds something else.
+        ValueError: if the target cannot be reached, the model is converted already or does not fit the data, an
+            argument is of another kind, the training diverges, or ``run_dir`` holds something else.
         OSError: if ``run_dir`` cannot be written to, or another process is using it.
         torch.OutOfMemoryError: with what to lower; the last checkpoint stays.
     """
+    check_kinds(model, data, recipe, loss, metric)
+    flags = {"bfloat16": bfloat16, "progress": progress, "tensorboard": tensorboard}
+    for name, flag in flags.items():
+        if not (isinstance(flag, bool) or flag is None):
+            raise ValueError(f"{name} must be True or False, got {flag!r}")
+    if not isinstance(run_dir, (str, PathLike, NoneType)):
+        raise ValueError(f"run_dir must be the path of a folder or None, got {run_dir!r}")
     if tensorboard and run_dir is None:
         raise ValueError("tensorboard=True needs a run_dir to write to")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "meta":
+        raise ValueError("device 'meta' holds no values to train: take 'cpu' or 'cuda'")
     half = device.type == "cuda" if bfloat16 is None else bfloat16
     if run_dir is not None and recipe.target is not None:
         check_packable(model)

@@ -1,12 +1,16 @@
 """Judging a model: a metric over a split of the data."""
 
+import math
 from collections.abc import Callable
+from numbers import Real
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Data
+from ..data.dataset import check_data
+from ..modules import outputs_of, unwrap
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], "Tensor | float"]
@@ -14,28 +18,51 @@ Metric = Callable[[Tensor, Tensor], "Tensor | float"]
 JUDGE_BATCH = 512  # images in a batch where nothing is trained
 
 
+def described(value: Any) -> str:
+    """What a value is, for an error: type and shape of a tensor, else its class."""
+    return f"{str(value.dtype)[6:]} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share of the rows of ``outputs`` ``[batch, classes]`` whose largest entry is at the target."""
+    """Share of the rows of ``outputs`` ``[batch, classes]`` whose largest entry is at the target, ``[batch]``.
+
+    With more dimensions, ``[batch, classes, ...]`` and ``[batch, ...]``, each place counts. ValueError for other
+    shapes, targets that are no whole numbers, or outputs that are NaN.
+    """
+    sound = isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.ndim > 1 and outputs.numel()
+    if not sound or targets.is_floating_point() or outputs[:, 0].shape != targets.shape:
+        raise ValueError(f"accuracy compares outputs [batch, classes] with whole numbers [batch], got "
+                         f"{described(outputs)} and {described(targets)}: reshape, or give another metric")  # fmt: skip
+    _refuse_nan(outputs)
     return (outputs.argmax(1) == targets).float().mean()
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data, split: str = "test", metric: Metric = accuracy) -> float:
-    """The metric over a whole split of the data; puts the model into evaluation mode."""
+    """The metric over a whole split of the data; puts the model into evaluation mode.
+
+    ValueError for a bad argument, outputs that are NaN, or a metric that is no finite number.
+    """
+    check_data(data)
+    unwrap(model)
     model.eval()
-    scores = [(metric(model(x), y), len(y)) for x, y in data.batches(split, JUDGE_BATCH)]
-    return sum(float(score) * count for score, count in scores) / sum(count for _, count in scores)
+    scores = [(judged(model(x), y, metric), len(y)) for x, y in data.batches(split, JUDGE_BATCH)]
+    return sum(score * count for score, count in scores) / sum(count for _, count in scores)
 
 
-def check_fit(model: nn.Module, data: Data, loss: Loss) -> None:
-    """ValueError if a model does not take the data's inputs and classes, before anything is trained or written."""
-    x, _ = next(data.batches("valid", 2))
-    try:
-        with torch.no_grad():
-            y = model.eval()(x)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"the model does not take inputs of {data.name}, {list(x.shape)} a batch: {error}") from error
-    classes = data.classes or int(data.train[1].max()) + 1
-    if loss is F.cross_entropy and y.ndim == 2 and classes > y.shape[1]:
-        raise ValueError(f"{data.name} has {classes} classes, the model {y.shape[1]} outputs: "
-                         f"build it with num_classes={classes}")  # fmt: skip
+def judged(outputs: Any, targets: Tensor, metric: Metric) -> float:
+    """The metric of a batch as a number; ValueError if it is none, or the outputs are NaN."""
+    if not callable(metric):
+        raise ValueError(f"metric must be a function of outputs and targets, such as csq.accuracy, got {metric!r}")
+    _refuse_nan(outputs)
+    score: Any = metric(outputs, targets)
+    if isinstance(score, Tensor) and score.numel() == 1 and not score.is_complex():
+        score = float(score)
+    if not isinstance(score, Real) or not math.isfinite(score):
+        raise ValueError(f"the metric must return one finite number for a batch, got {score!r}")
+    return float(score)
+
+
+def _refuse_nan(outputs: Any) -> None:
+    if any(t.isnan().any() for t in outputs_of(outputs).values()):
+        raise ValueError("outputs of the model are NaN: look for NaN in the inputs, or a weight that has diverged")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..bits import at_least_float32
+from ..data.dataset import usable
 
 
 def rank() -> int:
@@ -37,10 +38,10 @@ def join(device: str | None = None) -> Iterator[torch.device | None]:
     NCCL connects GPUs, one for each process; gloo connects CPUs.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or count() > 1:
-        yield torch.device(device) if device else None
+        yield usable(device) if device else None
         return
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    here = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if kind.startswith("cuda") else torch.device(kind)
+    here = usable(f"cuda:{os.environ['LOCAL_RANK']}" if kind.startswith("cuda") else kind)
     if here.type == "cuda":
         torch.cuda.set_device(here)
     dist.init_process_group("nccl" if here.type == "cuda" else "gloo")

@@ -1,10 +1,8 @@
 """The training loop, a step at a time: search, freeze, finetune."""
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -13,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..activations import quantize_activations
-from ..batchnorm import recalibrate
+from ..batchnorm import kept_in_eval, recalibrate, set_training
 from ..budget import Budget
+from ..check import number
 from ..conversion import convert, harden, set_temperature
 from ..data import Data
 from ..gates import temperature
@@ -22,39 +21,10 @@ from ..optim import parameter_groups
 from ..planes import computed_ahead
 from ..recipes import Recipe
 from . import processes as parallel
-from .judge import JUDGE_BATCH, Loss, Metric, accuracy, check_fit, evaluate
+from .judge import JUDGE_BATCH, Loss, Metric, accuracy, described, evaluate
+from .progress import Meter, Progress, check_state, is_frozen, rate_at
 from .run_folder import get_rng_state, set_rng_state
-
-
-def rate_at(step: int, steps: int, warmup: float) -> float:
-    """Learning rate of a step as a fraction of its peak: linear warm-up times a cosine to 0."""
-    return min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-@dataclass
-class Progress:
-    """Which step comes next: its phase and its number in the phase."""
-
-    phase: int = 0
-    step: int = 0
-
-
-@dataclass
-class Meter:
-    """What an epoch counts."""
-
-    loss: Tensor  # sum over the steps, penalties included; stays on the device, so that no step waits
-    seconds: float = 0.0
-    images: int = 0
-    since: float | None = None  # when the clock was last started
-
-    def settle(self, recipe: Recipe) -> None:
-        """Wait for the device, average the loss over the processes, stop the clock; ValueError if it is not finite."""
-        if not torch.isfinite(parallel.mean_(self.loss)):
-            raise ValueError(f"the loss became {float(self.loss)}: check that the inputs are finite, or lower lr "
-                             f"({recipe.lr}) or logit_lr ({recipe.logit_lr})")  # fmt: skip
-        if self.since is not None:
-            self.seconds, self.since = self.seconds + time.perf_counter() - self.since, None
+from .trial import check_kinds, try_out
 
 
 class Trainer:
@@ -65,11 +35,15 @@ class Trainer:
             print(trainer.epoch())
         exact = trainer.hardened()
 
+    Parts of the model that are in evaluation mode stay in it, and their batch norm keeps its statistics; but a model
+    that is in it as a whole trains as a whole.
+
     Attributes:
         model, data, recipe, budget, optimizer: the parts; ``budget`` is None for float weights.
         history: a dict for each epoch, as :func:`csq_mini.fit` explains.
         temperature: None follows the recipe's schedule; a number holds it there.
-        rate: function of (step, steps, warm-up steps): the learning rate as a share of its peak.
+        rate: function of (step, steps, warm-up steps): the learning rate as a share of its peak. No part of the state:
+            set it again before you go on from one.
         on_step, on_epoch: called after each step, and with each epoch's entry of the history.
     """
 
@@ -77,7 +51,9 @@ class Trainer:
         self, model: nn.Module, data: Data, recipe: Recipe, *,
         loss: Loss = F.cross_entropy, metric: Metric = accuracy, bfloat16: bool = False,
     ):  # fmt: skip
-        check_fit(model, data, loss)
+        check_kinds(model, data, recipe, loss, metric)
+        self.still = kept_in_eval(model)  # names of what does not train
+        try_out(model, self.still, data, recipe, loss, metric, bfloat16)
         self.model, self.data, self.recipe = model, data, recipe
         self.loss, self.metric, self.bfloat16 = loss, metric, bfloat16
         self.share = parallel.share(min(recipe.batch_size, len(data.train[1])))  # this process's part of a batch
@@ -103,8 +79,11 @@ class Trainer:
         """Steer to another target from the next step on, with the masks as they are."""
         if self.budget and self.budget.frozen:
             raise ValueError("the masks are frozen, and with them the precision: start a new search")
+        self.budget = self._budget(target)
+
+    def _budget(self, target: float) -> Budget:
         r = self.recipe
-        self.budget = Budget(self.model, target, r.strength, r.floor, growth=r.growth, weighted=r.weighted)
+        return Budget(self.model, target, r.strength, r.floor, growth=r.growth, weighted=r.weighted)
 
     @property
     def phase(self) -> str:
@@ -139,11 +118,15 @@ class Trainer:
         """
         self._begin()
         r, at, optimizer = self.recipe, self.progress, self.optimizer
-        x, y = batch or self.data.training_batch(r.batch_size, r.seed, self.steps_done, self.share)
-        rate = self.rate(at.step, self.steps, r.warmup_epochs * self.epoch_steps)
+        if batch is None:
+            batch = self.data.training_batch(r.batch_size, r.seed, self.steps_done, self.share)
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ValueError(f"a batch must be a pair of inputs and targets, got {described(batch)}")
+        x, y = batch
+        rate = number("trainer.rate(...)", self.rate(at.step, self.steps, r.warmup_epochs * self.epoch_steps))
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        self.net.train()
+        set_training(self.net, self.still)
         if self.budget:
             set_temperature(self.model, self.beta())
         ahead = computed_ahead(self.model) if self.budget else nullcontext()
@@ -191,8 +174,11 @@ class Trainer:
         """Train to the end of the epoch, judge, and return the new entry of the history."""
         while not self.meter.images or self.progress.step % self.epoch_steps:
             self.step()
-        self.meter.settle(self.recipe)
-        entry = self._judge()
+        self.meter.settle(self.recipe, self._when())
+        try:
+            entry = self._judge()
+        except ValueError as error:
+            raise ValueError(f"judging after {self._when()}: {error}") from error
         self.meter = Meter(torch.zeros_like(self.meter.loss))
         self.history.append(entry)
         if self.done and self.budget and not self.budget.frozen:  # a recipe without a finetune
@@ -200,6 +186,9 @@ class Trainer:
         if self.on_epoch:
             self.on_epoch(entry)
         return entry
+
+    def _when(self) -> str:
+        return f"step {self.progress.step} of the {self.phase} phase"
 
     def _judge(self) -> dict[str, Any]:
         start, meter = time.perf_counter(), self.meter
@@ -216,29 +205,37 @@ class Trainer:
         return entry
 
     def hardened(self) -> nn.Module:
-        """A hardened copy of the model, its batch norm recalibrated as the recipe says."""
+        """A hardened copy of the model, in evaluation mode, its batch norm recalibrated as the recipe says."""
         hard, count = parallel.unsync(harden(self.model)), self.recipe.recalibration_batches
+        set_training(hard, self.still)
         # Augmented: with statistics of images as they are, a ResNet-20 trained on padded crops lost four points.
         images = islice(self.data.batches("train", JUDGE_BATCH, self.recipe.seed), count)
-        return recalibrate(hard, images) if count else hard
+        return (recalibrate(hard, images) if count else hard).eval()
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to continue bit-identically, global random numbers included."""
-        self.meter.settle(self.recipe)
+        self.meter.settle(self.recipe, self._when())
         return {
             "phase": self.progress.phase, "step": self.progress.step, "history": self.history,
             "loss": self.meter.loss, "seconds": self.meter.seconds, "images": self.meter.images,
             "model": self.model.state_dict(), "optimizer": self.optimizer and self.optimizer.state_dict(),
-            "rng": get_rng_state(),
+            "rng": get_rng_state(), "target": self.budget and self.budget.target, "temperature": self.temperature,
+            "still": self.still,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the state of a trainer like this one; RuntimeError if only this one's masks are frozen."""
+        """Continue from the state of a trainer like this one.
+
+        ValueError if it is of another one, or only this one's masks are frozen; nothing changes then.
+        """
+        check_state(state, self)
+        if self.budget and state["target"] != self.budget.target:
+            self.budget = self._budget(state["target"])
+        self.temperature = state["temperature"]
         self.progress, self.history = Progress(state["phase"], state["step"]), list(state["history"])
         self.meter.loss.copy_(state["loss"])
         self.meter.seconds, self.meter.images, self.meter.since = state["seconds"], state["images"], None
-        emptied = [key for key, t in state["model"].items() if key.endswith("csq.q") and not t.numel()]
-        if self.budget and not self.budget.frozen and emptied:
+        if self.budget and not self.budget.frozen and is_frozen(state["model"]):
             self.budget.freeze(like=state["model"])
         self.model.load_state_dict(state["model"])
         if 0 < self.progress.step < self.steps:

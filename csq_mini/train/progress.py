@@ -1,0 +1,71 @@
+"""Where a training stands: the step that comes next, what an epoch counts, and the state that says both."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..recipes import Recipe
+from . import processes as parallel
+
+STATE = {"phase", "step", "history", "loss", "seconds", "images", "model", "optimizer", "rng", "target", "temperature",
+         "still"}  # fmt: skip
+"""What the state of a :class:`~csq_mini.Trainer` holds."""
+
+
+def rate_at(step: int, steps: int, warmup: float) -> float:
+    """Learning rate of a step as a fraction of its peak: linear warm-up times a cosine to 0."""
+    return min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+@dataclass
+class Progress:
+    """Which step comes next: its phase and its number in the phase."""
+
+    phase: int = 0
+    step: int = 0
+
+
+@dataclass
+class Meter:
+    """What an epoch counts."""
+
+    loss: Tensor  # sum over the steps, penalties included; stays on the device, so that no step waits
+    seconds: float = 0.0
+    images: int = 0
+    since: float | None = None  # when the clock was last started
+
+    def settle(self, recipe: Recipe, when: str) -> None:
+        """Wait for the device, average the loss over the processes, stop the clock; ValueError if it is not finite."""
+        if not torch.isfinite(parallel.mean_(self.loss)):
+            raise ValueError(f"the loss became {float(self.loss)} by {when}: check that inputs are finite, or lower "
+                             f"lr ({recipe.lr}) or logit_lr ({recipe.logit_lr})")  # fmt: skip
+        if self.since is not None:
+            self.seconds, self.since = self.seconds + time.perf_counter() - self.since, None
+
+
+def is_frozen(model: dict[str, Any]) -> bool:
+    """Whether a model's state_dict is one after a freeze, which empties the mask logits."""
+    return any(key.endswith("csq.q") and not t.numel() for key, t in model.items())
+
+
+def check_state(state: Any, trainer: Any) -> None:
+    """ValueError if a state is not of a trainer like this one."""
+    if not isinstance(state, dict) or not set(state) >= STATE or not isinstance(state["model"], dict):
+        raise ValueError("this is no state of a Trainer, or one of an older version: pass what its state_dict() gave")
+    here, there = ({k: v for k, v in m.items() if isinstance(v, Tensor)}
+                   for m in (trainer.model.state_dict(), state["model"]))  # fmt: skip
+    same_phase = is_frozen(here) == is_frozen(there)
+    if is_frozen(here) and not same_phase:
+        raise ValueError("the state was saved before budget.freeze(), and this model is frozen: make a new Trainer")
+    shapes = ({(k, v.shape) for k, v in m.items() if same_phase or "csq." not in k} for m in (here, there))
+    wrong = sorted(set.symmetric_difference(*shapes))
+    phase, step, steps = state["phase"], state["step"], [e * trainer.epoch_steps for _, e in trainer.phases]
+    stands = phase in range(len(steps)) and step in range(steps[phase] + 1)
+    if wrong or not stands or state["still"] != trainer.still:
+        why = (f"its model differs in {wrong[0][0]}" if wrong else f"it keeps {state['still']} in evaluation mode"
+               if stands else f"it stands at step {step} of phase {phase}")  # fmt: skip
+        raise ValueError(f"the state is of another training ({why}): make the Trainer as that one was made")
