@@ -54,7 +54,10 @@ def matching(kind: str, pattern: str, names: Iterable[str]) -> list[str]:
 
 def select(kind: str, named: Mapping[str, T], skip: str | Iterable[str]) -> dict[str, T]:
     """Each thing once, under its first name; left out if any of its names matches a ``skip`` pattern."""
-    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
+    patterns = (skip,) if isinstance(skip, str) else tuple(skip) if isinstance(skip, Iterable) else (skip,)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"{kind} takes patterns of names, such as 'layer1.*', or a tuple of them, got {pattern!r}")
     skipped = {id(named[hit]) for pattern in patterns for hit in matching(kind, pattern, named)}
     first = {id(thing): name for name, thing in reversed(list(named.items())) if id(thing) not in skipped}
     return {name: thing for name, thing in named.items() if first.get(id(thing)) == name}

@@ -29,8 +29,7 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
 
     OSError, naming the path, if that fails; then, and after Ctrl-C, what was there before is there still.
     """
-    path = Path(path)
-    _refuse_special(path)
+    path = _refuse_special(path)
     partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.partial")
     try:
         with open(partial, "x+b") as file:  # "x": neither another writer's file nor what a link points to
@@ -79,15 +78,21 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for reading; OSError if there is none, or if it is a folder, a device or a pipe, which may hang."""
-    _refuse_special(Path(path))
+    path = _refuse_special(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}: give the path of one")
     return open(path, "rb")
 
 
-def _refuse_special(path: Path) -> None:
+def _refuse_special(given: str | Path) -> Path:
+    if not isinstance(given, (str, os.PathLike)):
+        raise ValueError(f"a path must be text or a pathlib.Path, got {given!r}")
+    path = Path(given)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the path of a file")
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is a device or a pipe: give the path of a regular file")
+    return path
 
 
 def read_whole(path: str | Path, most: int) -> bytes:

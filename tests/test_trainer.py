@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import converted, few_digits, mlp, same_state, snapshot, unchanged
+from conftest import conv_net, converted, few_digits, mlp, same_state, snapshot, unchanged
 from torch import nn
 
 import csq_mini as csq
@@ -416,3 +416,15 @@ def test_no_training_step_but_the_freeze_waits_for_the_device(name, monkeypatch)
             trainer.step()  # the freeze
         with NoWaiting():
             trainer.step()
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"target": 9.0}, "target 9.0 cannot be reached"), ({"target": 0.5}, "cannot be reached"),
+    ({"target": 2.0, "skip": ("nothing",)}, "matches no layer"), ({"target": 2.0, "floor": 5}, "cannot be reached"),
+])  # fmt: skip
+def test_a_trainer_that_is_refused_leaves_the_model_as_it_was(changes, message):
+    model = conv_net()
+    kinds, before = [type(m) for m in model.modules()], copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        csq.Trainer(model, few_digits(), RECIPE.replace(activation_bits=3, **changes))
+    assert [type(m) for m in model.modules()] == kinds and same_state(model, before)

@@ -38,7 +38,7 @@ def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
     from sklearn.model_selection import StratifiedKFold, train_test_split
 
     folds = whole("folds", folds, 2, 100)
-    fold = whole("fold", fold, 0, folds - 1)
+    fold, seed = whole("fold", fold, 0, folds - 1), whole("seed", seed, 0, 2**32 - 1)
     raw = load_digits()
     x = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     y = torch.tensor(raw.target)

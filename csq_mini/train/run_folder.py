@@ -27,9 +27,9 @@ from ..packed.save import save_packed
 from ..recipes import Recipe
 from ..report import Report
 from . import processes as parallel
+from .progress import STATE
 
 FORMAT = 4
-STATE = {"phase", "step", "history", "loss", "seconds", "images", "model", "optimizer", "rng"}  # in a checkpoint
 
 
 def get_rng_state() -> dict[str, Any]:
@@ -150,7 +150,8 @@ class RunFolder:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise ValueError(_damaged(self.path / "checkpoint.pt", type(error).__name__)) from error
+            why = str(error) if type(error) is ValueError else type(error).__name__
+            raise ValueError(_damaged(self.path / "checkpoint.pt", why)) from error
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint with this state."""

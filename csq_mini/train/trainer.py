@@ -24,7 +24,7 @@ from . import processes as parallel
 from .judge import JUDGE_BATCH, Loss, Metric, accuracy, described, evaluate
 from .progress import Meter, Progress, check_state, is_frozen, rate_at
 from .run_folder import get_rng_state, set_rng_state
-from .trial import check_kinds, try_out
+from .trial import check_kinds, check_target_of, try_out
 
 
 class Trainer:
@@ -53,6 +53,7 @@ class Trainer:
     ):  # fmt: skip
         check_kinds(model, data, recipe, loss, metric)
         self.still = kept_in_eval(model)  # names of what does not train
+        check_target_of(model, recipe)
         try_out(model, self.still, data, recipe, loss, metric, bfloat16)
         self.model, self.data, self.recipe = model, data, recipe
         self.loss, self.metric, self.bfloat16 = loss, metric, bfloat16

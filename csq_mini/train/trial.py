@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batchnorm import set_training
+from ..budget import check_target
+from ..check import floors
+from ..conversion import convertible
 from ..data import Data
 from ..data.dataset import SPLITS, check_data
 from ..modules import copied, unwrap
@@ -32,6 +35,15 @@ def check_kinds(model: nn.Module, data: Data, recipe: Recipe, loss: Loss, metric
             raise ValueError(f"{name} must be a function of outputs and targets, got {function!r}")
     if not any(p.requires_grad for p in unwrap(model).parameters()):
         raise ValueError(f"{type(model).__name__} has no parameter to train: model.requires_grad_(True) thaws all")
+
+
+def check_target_of(model: nn.Module, recipe: Recipe) -> None:
+    """ValueError if the recipe's target cannot be reached, or the model not be converted; it stays as it is."""
+    if recipe.target is not None:
+        layers: dict[str, Any] = convertible(model, recipe.skip)[0]
+        sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+        planes = dict.fromkeys(sizes, recipe.planes)
+        check_target(recipe.target, sizes, planes, floors(planes, recipe.floor))
 
 
 def try_out(
