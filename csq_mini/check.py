@@ -73,6 +73,13 @@ def check_finite(weight: Tensor, prefix: str = "") -> None:
         )
 
 
+def check_logits(x: object) -> None:
+    """ValueError if ``x`` is no tensor of floats."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"logits must be a tensor of floats, got {what}: torch.tensor(x, dtype=torch.float32) is one")
+
+
 def check_layer(name: str, layer: Any) -> None:
     """ValueError if a layer cannot be converted."""
     if nn.parameter.is_lazy(layer.weight) or layer.weight.is_meta:

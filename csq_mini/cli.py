@@ -97,8 +97,10 @@ def doctor(args: argparse.Namespace) -> int:
     root = data.root()
     found = sorted(shown(p.name) for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     print(f"data: digits (embedded); in {root}: {', '.join(found) or 'nothing'} (csq-mini data checks)")
+    cloned = Path(__file__).parents[1].joinpath("pyproject.toml").exists()
     for extra, packages in missing.items():
-        print(f"missing {', '.join(packages)}: pip install -e " + (f'".[{extra}]"' if extra else "."))
+        wanted = ("." if cloned else "csq-mini") + (f"[{extra}]" if extra else "")
+        print(f"missing {', '.join(packages)}: pip install {'-e ' if cloned else ''}\"{wanted}\"")
     if not missing:
         print("nothing is missing")
     return 1 if "" in missing else 0

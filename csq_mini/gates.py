@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .check import number
+from .check import check_logits, number
 
 LOGIT = 0.5
 """Size of every logit at the start: +0.5 for an open gate, -0.5 for a closed one."""
@@ -22,9 +22,7 @@ def gate(x: Tensor, beta: float | Tensor) -> Tensor:
     ``math.inf`` is the hard gate, *defined* as 1[x > 0]: the limit at x = 0 is 1/2, and inf * 0 is not a number. A
     tensor ``beta`` is taken as finite, above zero. ValueError for a number that is no temperature.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        what = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"logits must be a tensor of floats, got {what}: torch.tensor(x, dtype=torch.float32) is one")
+    check_logits(x)
     if not isinstance(beta, Tensor) and math.isinf(check_temperature(beta)):
         return (x > 0).to(x.dtype)
     # Kept eps away from 0 and 1: beyond that the gate and its slope are denormal numbers, 20 times slower on a CPU.

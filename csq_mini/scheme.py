@@ -68,14 +68,14 @@ def harden_planes(planes: Planes, name: str = "") -> Scheme:
 def _check_planes(planes: Planes, name: str) -> None:
     for key, tensor in planes.named_parameters():
         if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
-            raise ValueError(f"layer {name} has diverged: its {key} holds NaN or infinity; go back to a checkpoint and "
-                             "lower the learning rate")  # fmt: skip
+            raise ValueError(f"layer {name or '(model)'} has diverged: its {key} holds NaN or infinity; go back to a "
+                             "checkpoint and lower the learning rate")  # fmt: skip
     if planes.frozen:
         marks, kept = planes.mask.round(), planes.open.nonzero().flatten()
         whole = bool((planes.mask - marks).abs().max() < 0.01) and bool(((marks >= DROPPED) & (marks <= FILLED)).all())
         if not whole or len(kept) != len(planes.p) or len(kept) and int(kept[-1] - kept[0]) >= len(kept):
-            raise ValueError(f"layer {name} has planes {planes.mask.tolist()}, which no freeze has made: if this is an "
-                             "average, make it anew after budget.freeze()")  # fmt: skip
+            raise ValueError(f"layer {name or '(model)'} has planes {planes.mask.tolist()}, which no freeze made: if "
+                             "this is an average, make it anew after budget.freeze()")  # fmt: skip
 
 
 def schemes(model: nn.Module) -> dict[str, tuple[nn.Module, Scheme]]:
@@ -91,8 +91,9 @@ def schemes(model: nn.Module) -> dict[str, tuple[nn.Module, Scheme]]:
         elif isinstance(known, Scheme):
             weight: Any = module.weight
             if not torch.equal(known.weight(weight.dtype, weight.device), weight):
-                raise ValueError(f"{name}.weight is no longer step * integer: it was changed or cast to {weight.dtype} "
-                                 "after hardening; change or cast the converted model, and harden that")  # fmt: skip
+                key = f"{name}.weight".lstrip(".")
+                raise ValueError(f"{key} is no longer step * integer: it was changed or cast to {weight.dtype} after "
+                                 "hardening; change or cast the converted model, and harden that")  # fmt: skip
             found[name] = module, known
     if not found:
         raise ValueError(f"{type(model).__name__} has no quantized layer: call csq.convert(model) first")

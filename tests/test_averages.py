@@ -177,7 +177,7 @@ def test_the_average_of_two_masks_is_refused():
     mask = model[0].csq.mask
     mask.copy_((mask + other[0].csq.mask + 1) / 2)
     for call in (csq.harden, csq.report, csq.integers):
-        with pytest.raises(ValueError, match=r"layer 0 has planes \[.*no freeze has made.*average"):
+        with pytest.raises(ValueError, match=r"layer 0 has planes \[.*no freeze made.*average"):
             call(model)
 
 

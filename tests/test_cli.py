@@ -180,7 +180,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(capsys, monkeypatch):
     )
     assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert 'no-such-package: pip install -e ".[book]"' in out and "missing no-such-base: pip install -e ." in out
+    assert 'no-such-package: pip install -e ".[book]"' in out and 'missing no-such-base: pip install -e "."' in out
 
 
 def test_doctor_is_content_without_extras(capsys, monkeypatch):

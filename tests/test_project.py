@@ -360,3 +360,8 @@ def test_set_up_without_network(setup):
     line = printed.strip().splitlines()[-1]
     assert line.startswith("Set-up stopped: ") and "network" in line and "nothing is lost" in line
     assert not (setup.root / ".venv" / "set-up").exists()
+
+
+def test_the_rules_name_test_files_that_there_are():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert len(named) > 20 and all((ROOT / "tests" / f"{name}.py").exists() for name in named)
