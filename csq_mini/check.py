@@ -99,12 +99,12 @@ def check_layer(name: str, layer: Any) -> None:
 def floats_in_words(model: nn.Module, owners: Mapping[str, Any], convertible: tuple[type, ...]) -> str:
     """Weights that stay float, given the layer that each belongs to: their share, the largest, and what to do.
 
-    Empty for a small share, unless one of the layers is of a convertible class: then it is weight norm, pruning or
-    another parametrization that keeps it float.
+    Empty for a small share, unless one of the layers is of a convertible class and has no weight of its own: then it is
+    weight norm, pruning or another parametrization that keeps it float.
     """
     values = {name: p.numel() for name, p in model.named_parameters() if not nn.parameter.is_lazy(p)}
     share = sum(values[key] for key in owners) / max(sum(values.values()), 1)
-    blocked = [key for key, owner in owners.items() if isinstance(owner, convertible)]
+    blocked = [k for k, owner in owners.items() if isinstance(owner, convertible) and "weight" not in owner._parameters]
     if share <= 0.05 and not blocked:
         return ""
     largest = sorted(owners, key=lambda key: (key not in blocked, -values[key]))[:4]

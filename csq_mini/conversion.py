@@ -40,7 +40,7 @@ class Converted(nn.Module):
     @property
     def weight(self) -> Any:
         """The layer's weight at the present temperature, computed anew at each access, and read-only."""
-        fresh = self.__dict__.get("fresh")  # within reset_parameters
+        fresh = self.__dict__.get("_csq_fresh")  # within reset_parameters
         return computed(self.csq()) if fresh is None else fresh
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -51,12 +51,12 @@ class Converted(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise the layer as its float class does, and round the new weight to the planes."""
         planes = self.csq
-        self.fresh = torch.empty(planes.shape, dtype=planes.scale.dtype, device=planes.scale.device)
+        self._csq_fresh = torch.empty(planes.shape, dtype=planes.scale.dtype, device=planes.scale.device)
         try:
             super().reset_parameters()  # type: ignore[misc]
-            planes.load_float(self.fresh)
+            planes.load_float(self._csq_fresh)
         finally:
-            del self.fresh
+            del self._csq_fresh
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         weight = state_dict.pop(prefix + "weight", None)

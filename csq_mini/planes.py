@@ -28,7 +28,7 @@ class Planes(nn.Module):
     """The planes of one weight. Calling it gives the weight at the present temperature, or with every gate hard.
 
     Until the freeze all N planes are there, and mask logits choose among them. From the freeze on the choice is a
-    constant: ``q`` is gone, and ``p`` and ``n`` hold the planes kept and no others.
+    constant: ``q`` is empty, and ``p`` and ``n`` hold the planes kept and no others.
     """
 
     alive: WeakSet[Planes] = WeakSet()  # all there are, so that copies learn of a freeze

@@ -66,7 +66,9 @@ def fit(
         loss, metric: functions of outputs and targets, each a mean over the batch; a larger metric is better. Both are
             called once before the training, to see that they fit.
         run_dir: folder for checkpoints, history and result. A run that was killed continues from its last checkpoint
-            and ends bit-identically; one that is done is read back.
+            and ends bit-identically, with as many threads on the same machine (elsewhere a warning says that bits may
+            differ); one that is done is read back. The folder belongs to this recipe, model, data, loss, metric and
+            augmentation: with others it is refused.
         device: None takes the first GPU if there is one, else the CPU.
         bfloat16: whether to train under bfloat16 autocast (judging stays in float32); None does so on a GPU. A resumed
             run must use the same.
