@@ -104,7 +104,7 @@ def floats_in_words(model: nn.Module, owners: Mapping[str, Any], convertible: tu
     """
     values = {name: p.numel() for name, p in model.named_parameters() if not nn.parameter.is_lazy(p)}
     share = sum(values[key] for key in owners) / max(sum(values.values()), 1)
-    blocked = [k for k, owner in owners.items() if isinstance(owner, convertible) and "weight" not in owner._parameters]
+    blocked = [k for k, m in owners.items() if isinstance(m, convertible) and "weight" not in vars(m)["_parameters"]]
     if share <= 0.05 and not blocked:
         return ""
     largest = sorted(owners, key=lambda key: (key not in blocked, -values[key]))[:4]
