@@ -47,8 +47,10 @@ def plain_sum(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta
 
 def _worth(p: Tensor, q: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
     """What each plane is worth, its gate included, ``[rows]``."""
-    place = places(mask, len(p))
-    return place * gate(at_least_float32(q)[0], beta) if len(q) else place
+    if not len(q):
+        return places(mask, len(p))
+    (q,) = at_least_float32(q)
+    return place_values(len(q), q) * gate(q, beta)
 
 
 def _gain(q: Tensor, beta: Tensor | float) -> Tensor | float:
@@ -56,28 +58,32 @@ def _gain(q: Tensor, beta: Tensor | float) -> Tensor | float:
     return 1.0 if isinstance(beta, float) else gain(beta, frozen=not len(q))
 
 
-class PlaneSum(torch.autograd.Function):
-    """:func:`plain_sum` in one pass that stores nothing but its own inputs.
+def fused_sum(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
+    """:func:`plain_sum` with few passes through memory, and no gradient.
 
-    The sum comes first, in float32 at least: with hard gates it is an integer, and one product makes it a weight. The
-    backward pass computes the gates again, because keeping them would take 64 bytes a weight.
+    The sum comes first, in float32 at least: with hard gates it is an integer, and one product makes it a weight.
+    """
+    (scale,) = at_least_float32(scale)
+    with no_autocast(p):
+        worth = _worth(p, q, mask, beta)
+        parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1)) if p.shape[1] > CHUNK else [(p, n)]
+        wide = (at_least_float32(*part) for part in parts)  # [rows, CHUNK] twice
+        sums = [torch.mv(gate(a, beta).sub_(gate(b, beta)).t(), worth) for a, b in wide]
+        return unit_step(scale, len(mask)) * _gain(q, beta) * (torch.cat(sums) if len(sums) > 1 else sums[0])
+
+
+class PlaneSum(torch.autograd.Function):
+    """:func:`fused_sum` with a gradient, for which it stores nothing but its own inputs.
+
+    The backward pass computes the gates again, because keeping them would take 64 bytes a weight.
     """
 
     @staticmethod
-    def forward(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
-        (scale,) = at_least_float32(scale)
-        with no_autocast(p):
-            worth = _worth(p, q, mask, beta)
-            parts = zip(p.split(CHUNK, 1), n.split(CHUNK, 1)) if p.shape[1] > CHUNK else [(p, n)]
-            wide = (at_least_float32(*part) for part in parts)  # [rows, CHUNK] twice
-            sums = [torch.mv(gate(a, beta).sub_(gate(b, beta)).t(), worth) for a, b in wide]
-            return unit_step(scale, len(mask)) * _gain(q, beta) * (torch.cat(sums) if len(sums) > 1 else sums[0])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         *tensors, beta = inputs
         ctx.hard = isinstance(beta, float)  # else it is a tensor, saved with the rest
         ctx.save_for_backward(*tensors, *(() if ctx.hard else (beta,)))
+        return fused_sum(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -127,7 +133,7 @@ class AllWeights(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
-        return tuple(PlaneSum.forward(*part) for part in _by_weight(inputs))
+        return tuple(fused_sum(*part) for part in _by_weight(inputs))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
