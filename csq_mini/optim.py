@@ -56,7 +56,7 @@ def parameter_groups(
             if parameter is None or not parameter.requires_grad or id(parameter) in seen:
                 continue
             if key == "q" and isinstance(module, Planes) and module.frozen:
-                continue  # emptied: nothing to train
+                continue  # it counts no more
             seen.add(id(parameter))
             name, rate = _group_of(module, key, parameter, lr, logit_lr, mean)
             decay = weight_decay if name in ("float weights", "activation clips") else 0.0

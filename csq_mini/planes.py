@@ -28,14 +28,14 @@ class Planes(nn.Module):
     """The planes of one weight. Calling it gives the weight at the present temperature, or with every gate hard.
 
     Until the freeze all N planes are there, and mask logits choose among them. From the freeze on the choice is a
-    constant: ``q`` is empty, and ``p`` and ``n`` hold the planes kept and no others.
+    constant: ``q`` counts no more, and ``p`` and ``n`` hold the planes kept and no others.
     """
 
     alive: WeakSet[Planes] = WeakSet()  # all there are, so that copies learn of a freeze
 
     # All there is to know lies in these tensors, floats and always as many, for whoever copies or averages them (EMA).
     # q comes first: an average made before the freeze that is given what comes after it then fails before it changes.
-    q: nn.Parameter  # mask logits, [N]; [0] once frozen
+    q: nn.Parameter  # mask logits, [N]; [1, N] once frozen, as they ended: they count no more
     scale: nn.Parameter  # 0-dim; the weight that all N planes together hold
     p: nn.Parameter  # bit logits, [planes, numel], least significant plane first
     n: nn.Parameter
@@ -63,7 +63,7 @@ class Planes(nn.Module):
     @property
     def frozen(self) -> bool:
         """Whether the choice of planes is a constant."""
-        return not self.q.numel()
+        return self.q.ndim == 2
 
     @property
     def available(self) -> int:
@@ -144,7 +144,8 @@ class Planes(nn.Module):
         if high - low < self.available and kept:  # the largest weight gets the largest code of those kept
             scale = scale * (2**self.available - 1) / (2**high - 2**low)
         self._round(weight, self.scale.clone() if self._on_grid(weight, low, high) else scale, low, high)
-        self.q.fill_(LOGIT)
+        if not self.frozen:
+            self.q.fill_(LOGIT)
 
     def _on_grid(self, weight: Tensor, low: int, high: int) -> bool:
         """Whether the weight is a product of the present step and integers that planes ``low`` to ``high - 1`` hold."""
@@ -171,17 +172,18 @@ class Planes(nn.Module):
         for other in self.alive - {self}:
             for parameter in other.parameters() if other.kin == self.kin and not other.frozen else ():
                 parameter.__class__ = OutdatedParameter
-        size = self.p.shape[1]
-        for name, shape in (("q", (0,)), ("p", (count, size)), ("n", (count, size))):
+        size, ended = self.p.shape[1], self.q.detach().clone()[None]
+        for name, shape in (("q", ended.shape), ("p", (count, size)), ("n", (count, size))):
             old = getattr(self, name)
             old.data, old.grad = old.new_empty(0), None  # first, so that old and new are never there at once
             setattr(self, name, nn.Parameter(old.new_empty(shape), old.requires_grad))
             old.__class__ = Retired
+        self.q.copy_(ended)
         self.scale.__class__ = nn.Parameter  # an OutdatedParameter no more
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         q = state_dict.get(prefix + "q")
-        if q is not None and self.frozen != (not q.numel()):
+        if q is not None and self.frozen != (q.ndim == 2):
             args[-1].append(other_phase(prefix[:-1], self.frozen))
             return
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -37,7 +37,7 @@ def places(mask: Tensor, rows: int) -> Tensor:
 def plain_sum(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
     """The relaxed weight, flat ``[numel]``, as autograd would compute it: all derivatives, at 64 bytes a weight.
 
-    weight = step0 * gain * sum_b 2^b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once frozen, which leaves ``q`` empty.
+    weight = step0 * gain * sum_b 2^b [f(p_b) - f(n_b)] f(q_b), without f(q_b) once frozen, when ``q`` is ``[1, N]``.
     """
     p, n, scale = at_least_float32(p, n, scale)
     with no_autocast(p):
@@ -47,7 +47,7 @@ def plain_sum(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta
 
 def _worth(p: Tensor, q: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
     """What each plane is worth, its gate included, ``[rows]``."""
-    if not len(q):
+    if q.ndim == 2:
         return places(mask, len(p))
     (q,) = at_least_float32(q)
     return place_values(len(q), q) * gate(q, beta)
@@ -55,7 +55,7 @@ def _worth(p: Tensor, q: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
 
 def _gain(q: Tensor, beta: Tensor | float) -> Tensor | float:
     """The gain; 1 with hard gates, for which beta is a float."""
-    return 1.0 if isinstance(beta, float) else gain(beta, frozen=not len(q))
+    return 1.0 if isinstance(beta, float) else gain(beta, frozen=q.ndim == 2)
 
 
 def fused_sum(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
@@ -114,7 +114,7 @@ def _fused_gradients(
         worth, unit = _worth(p, q, mask, beta), unit_step(_gain(q, beta), len(mask))
         inner = torch.mv(f, grad) - torch.mv(g, grad)  # [rows]: the gradient along each plane
         column = (scale * unit * slope) * worth  # times f (1 - f) it is the slope of the weight by p
-        if len(q):
+        if q.ndim == 1:
             grad_q = (column * inner * (1 - gate(at_least_float32(q)[0], beta))).to(q.dtype)
         grad_scale = unit * (worth @ inner)
         # Large tensors change in place: new ones cost more than the sums.

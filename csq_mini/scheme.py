@@ -67,6 +67,8 @@ def harden_planes(planes: Planes, name: str = "") -> Scheme:
 
 def _check_planes(planes: Planes, name: str) -> None:
     for key, tensor in planes.named_parameters():
+        if key == "q" and planes.frozen:
+            continue
         if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
             raise ValueError(f"layer {name or '(model)'} has diverged: its {key} holds NaN or infinity; go back to a "
                              "checkpoint and lower the learning rate")  # fmt: skip

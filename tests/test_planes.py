@@ -30,14 +30,14 @@ def naive_weight(p, n, q, scale, beta, planes, low=0):
     p, n, scale = p.double(), n.double(), scale.double()
     total = torch.zeros(p.shape[1], dtype=torch.float64)
     for b in range(len(p)):
-        m = gate(q[b].double()) if len(q) else 1
+        m = gate(q[b].double()) if q.ndim == 1 else 1
         total = total + 2 ** (low + b) * (gate(p[b]) - gate(n[b])) * m
-    return scale / (2**planes - 1) * gain(scale.new_tensor(beta), not len(q)) * total
+    return scale / (2**planes - 1) * gain(scale.new_tensor(beta), q.ndim == 2) * total
 
 
 def fused_weight(p, n, q, scale, beta, planes, low=0):
     """The library's own sum, given what a layer gives it."""
-    mask = torch.zeros(planes).index_fill(0, torch.arange(low, low + len(p)), float(not len(q)))
+    mask = torch.zeros(planes).index_fill(0, torch.arange(low, low + len(p)), float(q.ndim == 2))
     return PlaneSum.apply(p, n, q, scale, mask.to(p), beta if beta == math.inf else p.new_tensor(beta))
 
 
@@ -48,7 +48,7 @@ def inputs(planes, count, seed, kind="search", dtype=torch.float64, grad=False):
     low, high = kept or (0, planes)
     sizes = ((high - low, count), (high - low, count), (planes,), ())
     p, n, q, scale = (torch.randn(s, generator=generator, dtype=dtype) for s in sizes)
-    tensors = p, n, q if kept is None else q[:0], scale
+    tensors = p, n, q if kept is None else q[None], scale
     return *(t.requires_grad_(grad) for t in tensors), low
 
 
@@ -230,5 +230,5 @@ def test_planes_are_trained_where_the_weight_was(untrained):
     layer.weight.requires_grad_(not untrained)
     for step in (csq.convert, lambda m: csq.Budget(m, 2.0).freeze()):
         step(layer)
-        assert all(p.requires_grad is not untrained for p in layer.csq.parameters() if p.numel())
+        assert all(p.requires_grad is not untrained for p in layer.csq.parameters())
     assert csq.harden(layer).weight.requires_grad is not untrained

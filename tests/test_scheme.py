@@ -208,8 +208,8 @@ def test_a_layer_that_has_diverged_is_not_hardened(what, frozen, bad):
     if frozen:
         csq.Budget(model, 3.0).freeze()
     logits = getattr(model[1].csq, what)
-    if not logits.numel():
-        return
+    if what == "q" and frozen:
+        return  # they count no more
     with torch.no_grad():
         logits.view(-1)[-1] = bad
     for call in (csq.harden, csq.report, csq.integers):

@@ -110,7 +110,7 @@ def memory() -> dict[str, float]:
         run.step()
         layers = list(csq_layers(run.model).values())
         weights = sum(planes.shape.numel() for planes in layers)
-        own = [parameter for planes in layers for parameter in planes.parameters() if parameter.numel()]
+        own = [parameter for planes in layers for parameter in planes.parameters() if parameter in run.optimizer.state]
         moments = [run.optimizer.state[p]["momentum_buffer"] for p in own]
         state = sum(t.nbytes for p, m in zip(own, moments) for t in (p, p.grad, m))
         # two float32 logits a plane and weight, three times

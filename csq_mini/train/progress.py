@@ -48,8 +48,8 @@ class Meter:
 
 
 def is_frozen(model: dict[str, Any]) -> bool:
-    """Whether a model's state_dict is one after a freeze, which empties the mask logits."""
-    return any(key.endswith("csq.q") and not t.numel() for key, t in model.items())
+    """Whether a model's state_dict is one after a freeze."""
+    return any(key.endswith("csq.q") and t.ndim == 2 for key, t in model.items())
 
 
 def check_state(state: Any, trainer: Any) -> None:

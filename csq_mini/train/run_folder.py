@@ -212,7 +212,6 @@ class RunFolder:
             )
             raise ValueError(f"{self.path} holds another run: {'; '.join(wrong)}. Give another run_dir{own}")
 
-
     def _warn(self, there: dict[str, Any]) -> None:
         """Say so if the bits of a run that goes on may not be those of a run without a break."""
         before, now = there.get("begun_with", {}), self.run["begun_with"]
