@@ -106,7 +106,7 @@ class Budget:
         a tie the more significant plane comes first, then the earlier layer. This gives each layer a *number* of
         planes, which it keeps as one contiguous run, with its present weight rounded onto it (:meth:`Planes.freeze`).
 
-        The other planes are gone: ``p`` and ``n`` are new and shorter, and ``q`` counts no more. Make the optimizer, the
+        The other planes are gone: ``p`` and ``n`` are new and shorter, and ``q`` counts no more. Make the optimizer,
         DDP wrapper and EMA copies again after this; the old ones raise an error when they are next used.
 
         ``like`` is a state_dict saved after a freeze; its numbers of planes are taken, so that it can be loaded next.
