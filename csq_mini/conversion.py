@@ -159,7 +159,7 @@ def _convert_layer(module: Any, planes: int) -> None:
     weight = module._parameters.pop("weight")
     module.__dict__.pop("csq", None)  # of an earlier hardening
     module.__class__ = converted_class(type(module))
-    module.csq = Planes(weight, planes)
+    module.csq = Planes(weight, planes).train(module.training)
 
 
 def set_temperature(model: nn.Module, beta: float) -> None:

@@ -306,3 +306,14 @@ def test_a_weight_of_zeros_or_of_none_converts_trains_and_hardens(shape):
     layer(torch.ones(2, 4)).sum().backward()
     assert torch.isfinite(layer.csq.p.grad).all() and (not shape[0] or layer.csq.p.grad.any())
     assert csq.integers(csq.harden(layer))[""].codes.shape == shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_planes_are_in_the_mode_of_their_layer(training):
+    """Else a model in evaluation mode looks as if its batch norm alone were frozen, and is never recalibrated."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).train(training)
+    csq.convert(model)
+    assert all(module.training is training for module in model.modules())
+    before = model[1].running_mean.clone()
+    csq.recalibrate(model, [torch.ones(8, 3) * torch.arange(8.0).view(-1, 1)])
+    assert not torch.equal(before, model[1].running_mean)

@@ -122,3 +122,46 @@ def test_check_draws_and_prints(puzzles, capsys, answer, says):
     answer.__name__ = "bits_of"
     puzzles.check(answer)
     assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer", [
+    lambda x, step, limit: step * (x / step).round().clamp(-limit, limit),  # halves to the even code
+    lambda x, step, limit: step * (x / step + 0.5).floor().clamp(-limit, limit),  # halves up
+    lambda x, step, limit: step * (x / step - 0.5).ceil().clamp(-limit, limit),  # halves down
+    lambda x, step, limit: step * x.sign() * (x.abs() / step + 0.5).floor().clamp(max=limit),  # halves away from zero
+], ids=["even", "up", "down", "away"])  # fmt: skip
+def test_a_number_halfway_between_two_stairs_may_go_to_either(puzzles, answer):
+    answer.__name__ = "staircase"
+    x = puzzles.get("staircase").examples[0][0]
+    assert ((x / 0.5 * 2).double() % 2 == 1).any()  # there are such numbers
+    assert puzzles.grade(answer) == puzzles.Grade(True, "Right.")
+
+
+@pytest.mark.parametrize("answer, says", [
+    (lambda x, step, limit: step * (x / step).floor().clamp(-limit, limit), "there is a nearer stair"),
+    (lambda x, step, limit: step * (x / step).round(), "which lies beyond the limit"),
+    (lambda x, step, limit: x.clamp(-limit * step, limit * step), "which is no whole number of steps"),
+    (lambda x, step, limit: x * float("nan"), "which is no whole number of steps"),
+], ids=["below", "no end", "not rounded", "no number"])  # fmt: skip
+def test_a_stair_is_told_what_it_lacks(puzzles, answer, says):
+    answer.__name__ = "staircase"
+    text = puzzles.grade(answer).text
+    assert re.search(rf"^Not right: for x = .*, step .* and limit .* it gives .*, (and )?{says}$", text)
+
+
+@pytest.mark.parametrize("number, says", [
+    (-4, "of equal logits the higher plane goes first"),
+    (-3, "of equal logits in equal planes the earlier layer goes first"),
+])  # fmt: skip
+def test_a_wrong_order_of_equal_logits_is_named(puzzles, number, says):
+    answer = wrong_answers("budget")["planes_kept"][number]
+    answer.__name__ = "planes_kept"
+    assert puzzles.grade(answer).text.startswith(f"Not right: {says}: for q = ")
+
+
+def test_a_long_tensor_is_told_where_it_is_wrong_first(puzzles, monkeypatch):
+    puzzle = puzzles.Puzzle(double, [(torch.arange(200.0).view(2, 100) / 10,)], lambda *_: None)
+    monkeypatch.setattr(puzzles, "puzzles", lambda: {"double": puzzle})
+    answer = lambda x: torch.where(x == 10.3, x, 2 * x)  # noqa: E731
+    answer.__name__ = "double"
+    assert puzzles.grade(answer).text.endswith("20.6 is wanted at [1, 3], and it gives 10.3")

@@ -31,12 +31,15 @@ class Puzzle:
         draw: ``draw(arguments, wanted, found)`` makes the drawing; ``found`` is None while there is no answer.
         also: one more test of the function, for what examples cannot show; returns one sentence about
             what is wrong, or None.
+        judge: ``judge(arguments, found)`` where more than one value is right: the property that a value lacks, in
+            one sentence, or None. Without it a value must equal that of the specification.
     """
 
     spec: Callable[..., Any]
     examples: Sequence[tuple[Any, ...]]
     draw: Callable[[tuple[Any, ...], Any, Any], Any]
     also: Callable[[Callable[..., Any]], str | None] | None = None
+    judge: Callable[[tuple[Any, ...], Any], str | None] | None = None
 
     @property
     def name(self) -> str:
@@ -85,8 +88,10 @@ def grade(answer: Callable[..., Any]) -> Grade:
             return Grade(False, f"Not right: for {_show(arguments)} it raises {type(error).__name__}: {error}")
         if found is None or found is Ellipsis:
             return Grade(False, "Not solved yet: put your code where the three dots are.")
-        if problem := _complaint(wanted, found):
+        if problem := _complaint(wanted, found, shape_only=puzzle.judge is not None):
             return Grade(False, f"Not right: for {_show(arguments)} {problem}")
+        if puzzle.judge and (problem := puzzle.judge(arguments, found)):
+            return Grade(False, f"Not right: {problem}")
     try:
         problem = puzzle.also(answer) if puzzle.also else None
     except Exception as error:
@@ -131,8 +136,12 @@ def _complaint(wanted: Any, found: Any, shape_only: bool = False) -> str | None:
         return f"{_show(wanted)} is wanted, and it gives {_show(found)}"
     if want.shape != have.shape:
         return f"the shape {tuple(want.shape)} is wanted, and it gives {tuple(have.shape)}"
-    if shape_only or torch.allclose(want.double(), have.double(), rtol=1e-4, atol=1e-6, equal_nan=True):
+    wrong = ~torch.isclose(want.double(), have.double(), rtol=1e-4, atol=1e-6, equal_nan=True)
+    if shape_only or not wrong.any():
         return None
+    if _show(want).startswith("a tensor"):  # too long to print: say where it differs first
+        place = tuple(wrong.nonzero()[0].tolist())
+        return f"{_show(want[place])} is wanted at {list(place)}, and it gives {_show(have[place])}"
     return f"{_show(wanted)} is wanted, and it gives {_show(found)}"
 
 
@@ -141,8 +150,7 @@ def _show(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(_show(v) for v in value)
     if isinstance(value, Tensor):
-        value = value.detach()
-        numbers = value if value.dtype == torch.bool or not value.is_floating_point() else (value * 1e4).round() / 1e4
-        text = str(numbers.double().tolist() if value.is_floating_point() else numbers.tolist())
+        numbers = (value.detach().double() * 1e4).round() / 1e4 if value.is_floating_point() else value
+        text = str(numbers.tolist())
         return text if len(text) <= 120 else f"a tensor of shape {list(value.shape)}"
     return repr(value) if not isinstance(value, float) else f"{value:.6g}"

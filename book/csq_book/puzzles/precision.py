@@ -22,6 +22,23 @@ def staircase(x: Tensor, step: float, limit: int) -> Tensor:
     return torch.tensor(result)
 
 
+def _judge_stairs(arguments: tuple[Any, ...], found: Any) -> str | None:
+    """What a stair must be; halfway between two stairs both are nearest."""
+    x, step, limit = arguments
+    y, end = torch.as_tensor(found).detach().double(), limit * step
+    whole, slack = (y / step).round() * step, 1e-4 * step
+    lacks = {
+        "which is no whole number of steps": ~((y - whole).abs() <= slack),
+        "which lies beyond the limit": y.abs() > end + slack,
+        "and there is a nearer stair": (y - x.double().clamp(-end, end)).abs() > step / 2 + slack,
+    }
+    for what, wrong in lacks.items():
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            return f"for x = {x[i]:.4g}, step {step} and limit {limit} it gives {y[i]:.4g}, {what}"
+    return None
+
+
 def best_scale(weights: Tensor, bits: int, scales: Tensor) -> Tensor:
     return scales[torch.stack([_error(weights, bits, scale) for scale in scales]).argmin()]
 
@@ -56,7 +73,7 @@ _SCALES = torch.linspace(0.3, 1.6, 27)
 PUZZLES = (
     Puzzle(staircase, [(torch.linspace(-2.25, 2.25, 361), 0.5, 3), (torch.tensor([0.73, -0.28, 5.0, -5.0]), 0.1, 15),
                        (torch.tensor([9.0, -9.0, 1.2]), 2.0, 1)],
-           curves("x", "staircase of x")),
+           curves("x", "staircase of x"), judge=_judge_stairs),
     Puzzle(best_scale, [(_WEIGHTS, 2, _SCALES), (_WEIGHTS, 1, _SCALES), (_WEIGHTS, 4, _SCALES),
                         (torch.tensor([1.0, 0.31, 0.29, -0.3, 0.28, -0.27]), 1, torch.tensor([1.0, 0.66, 0.3])),
                         (torch.tensor([0.95, -0.42, 0.11, 0.28, -0.53]), 2, torch.tensor([0.6, 0.8, 0.95, 1.1]))],

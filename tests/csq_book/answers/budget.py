@@ -3,13 +3,13 @@
 import torch
 
 
-def walk(q, sizes, target, floor, reverse=False, stop=False, pay=True, sized=True):
+def walk(q, sizes, target, floor, reverse=False, stop=False, pay=True, sized=True, order=lambda x, b, i: (-x, -b, i)):
     kept, room = list(floor), target * sum(sizes)
     if pay:  # for the floors
         room -= sum(k * size for k, size in zip(floor, sizes))
     planes = []
     for layer, logits in enumerate(q.tolist()):
-        ranked = sorted((-x, -b, layer) for b, x in enumerate(logits))
+        ranked = sorted((*order(x, b, layer), layer) for b, x in enumerate(logits))
         planes += ranked[floor[layer] :]
     for *_, layer in sorted(planes, reverse=reverse):
         if (sizes[layer] if sized else sum(sizes) / len(sizes)) <= room + 1e-9:
@@ -35,5 +35,9 @@ WRONG = {
         lambda q, sizes, target, floor: walk(q, sizes, target, [0] * len(sizes)),  # no floors
         lambda q, sizes, target, floor: walk(q, sizes, target, floor, sized=False),  # layers alike
         lambda q, sizes, target, floor: (q > 0).sum(1),  # what the search had open
+        lambda *given: walk(*given, order=lambda x, b, i: (-x, b, i)),  # of equals, the lower plane first
+        lambda *given: walk(*given, order=lambda x, b, i: (-x, -b, -i)),  # of equals, the later layer first
+        lambda *given: walk(*given, order=lambda x, b, i: (-x, i, -b)),  # of equals, the layer before the plane
+        lambda *given: walk(*given, order=lambda x, b, i: (-x, -i, b)),  # both the wrong way round
     ],
 }
