@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pandas
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -122,6 +121,8 @@ def _judge(trainer: Trainer, harden: Callable[[], nn.Module], search: Search | N
 
 
 def _finish(trainer: Trainer, harden: Callable[[], nn.Module], recipe: Recipe, folder: RunFolder | None) -> Result:
+    import pandas
+
     start, hard = time.perf_counter(), harden()
     history = pandas.DataFrame(trainer.history or [_untrained(trainer, hard)])
     if (cut := history.get("cut", pandas.Series([0.0])).iloc[-1]) > LARGE_CUT:
