@@ -18,6 +18,8 @@ import torch
 from . import data, models, recipes
 from .check import shown, whole
 from .data.store import listing
+from .experiments.baselines.allocations import ALLOCATIONS
+from .experiments.baselines.loop import GIVEN
 from .experiments.pretrained import pack_run
 from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
 from .files import __version__
@@ -55,8 +57,8 @@ def train(args: argparse.Namespace) -> None:
 
 def repeat(args: argparse.Namespace) -> None:
     """Run one reproduction and sum up its row."""
-    names = ("method", "model", "data", "target", "seed", "profile", "activation_bits", "epochs", "start", "device",
-             "run_dir", "data_root", "results", "keep")  # fmt: skip
+    names = ("method", "model", "data", "target", "seed", "profile", "scheme", "activation_bits", "epochs", "start",
+             "device", "run_dir", "data_root", "results", "keep")  # fmt: skip
     row = reproduce(**{name: getattr(args, name) for name in names}, progress=not args.quiet)
     print(f"{row.key}: accuracy {row.accuracy:.4f} at {row.paper_bits:.3f} paper bits, {row.bytes} bytes")
     print(f"{row.seconds:.0f} s, {row.images_per_second:.0f} images/s")
@@ -168,8 +170,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_reproduce(run: argparse.ArgumentParser) -> None:
     usual = "unless you say otherwise, resnet20 on cifar10 with target 2 and seed 0"
-    run.add_argument("method", choices=METHODS, help=f"CSQ, float training, or CSQ without one of its parts; {usual}")
+    kinds = "CSQ, float training, CSQ without one of its parts, or a baseline"
+    run.add_argument("method", choices=METHODS, help=f"{kinds}; {usual}")
     run.add_argument("--profile", default="smoke", help="; ".join(f"{k}: {p.about}" for k, p in PROFILES.items()))
+    run.add_argument("--scheme", help=f"planes of the layers, for {', '.join(GIVEN)}: {', '.join(ALLOCATIONS)} (with a "
+                     "seed: random:17), or a JSON file; if not given, uniform")  # fmt: skip
     run.add_argument("--activation-bits", type=int, help="bits of the activations; if not given they stay float")
     run.add_argument("--epochs", type=int, help="in all, instead of the profile's")
     run.add_argument("--start", metavar="FILE", help="checkpoint to begin from (.safetensors, .pt or .pt.xz)")

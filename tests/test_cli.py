@@ -125,7 +125,7 @@ def test_reproduce_passes_on_what_was_asked_for(monkeypatch, capsys):
     assert cli.main(["reproduce", "no-masks", "--results", "rows", "--keep", "--target", "3", "--seed", "1", "--quiet",
                      "--model", "digits_cnn", "--data", "digits", "--epochs", "4", "--activation-bits", "5"]) == 0
     usual = {"method": "csq", "model": "resnet20", "data": "cifar10", "target": 2.0, "seed": 0, "profile": "smoke",
-             "activation_bits": None, "epochs": None, "start": None, "device": None, "run_dir": None,
+             "scheme": None, "activation_bits": None, "epochs": None, "start": None, "device": None, "run_dir": None,
              "data_root": None, "results": "results", "keep": False, "progress": True}  # fmt: skip
     other = {"method": "no-masks", "results": "rows", "keep": True, "target": 3.0, "seed": 1, "progress": False,
              "model": "digits_cnn", "data": "digits", "epochs": 4, "activation_bits": 5}  # fmt: skip

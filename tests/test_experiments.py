@@ -17,7 +17,7 @@ from conftest import same_state
 import csq_mini as csq
 from csq_mini.activations import activation_bits
 from csq_mini.experiments import reproduce as experiments
-from csq_mini.experiments.plans import METHODS, PROFILES, SETUPS, plan
+from csq_mini.experiments.plans import METHODS, PARTS, PROFILES, SETUPS, plan
 from csq_mini.experiments.reproduce import read_state
 from csq_mini.experiments.rows import Row, commit, load_history, load_rows, read_row, where, write_row
 from csq_mini.files import write_state
@@ -147,25 +147,25 @@ def test_every_method_changes_the_recipe_as_it_says():
     assert whole == csq.recipes.get("resnet20-cifar10", target=2.0)
     changed = {
         name: {f.name for f in dataclasses.fields(whole) if getattr(of(name), f.name) != getattr(whole, f.name)}
-        for name in METHODS
+        for name in PARTS
     }
     epochs = {"search_epochs", "finetune_epochs"}
     assert changed == {
         "csq": set(), "float": {"target"}, "no-masks": epochs, "no-finetune": epochs, "one-rate": {"one_rate"},
         "no-growth": {"growth"}, "unweighted": {"weighted"}, "no-recalibration": {"recalibration_batches"},
     }  # fmt: skip
-    assert len({of(name).search_epochs + of(name).finetune_epochs for name in METHODS}) == 1  # all train as long
+    assert len({of(name).search_epochs + of(name).finetune_epochs for name in PARTS}) == 1  # all train as long
     assert of("no-masks").search_epochs == of("no-finetune").finetune_epochs == 0
 
 
 def test_every_method_runs_and_quantizes_as_it_should(tmp_path):
-    found = {name: digits(tmp_path, name, run_dir=tmp_path / name, target=2.0) for name in METHODS}
+    found = {name: digits(tmp_path, name, run_dir=tmp_path / name, target=2.0) for name in PARTS}
     assert found["float"].paper_bits == 32.0 and found["float"].scheme == {} and found["float"].target is None
     assert all(row.paper_bits <= 2.0 for name, row in found.items() if name != "float")
     assert {8 - planes.count(".") for planes in found["no-masks"].scheme.values()} == {2}
-    assert len({row.history_digest for row in found.values()}) == len(METHODS)
+    assert len({row.history_digest for row in found.values()}) == len(PARTS)
     table = load_rows(tmp_path / "rows")
-    assert sorted(table["method"]) == sorted(METHODS) and list(table) == [f.name for f in dataclasses.fields(Row)]
+    assert sorted(table["method"]) == sorted(PARTS) and list(table) == [f.name for f in dataclasses.fields(Row)]
 
 
 def test_activation_bits_are_in_the_model_and_in_the_key(tmp_path):

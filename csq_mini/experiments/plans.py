@@ -8,6 +8,7 @@ from .. import data as datasets
 from .. import models, recipes
 from ..check import unknown, whole
 from ..recipes import Recipe
+from .baselines.loop import GIVEN, SEARCHES
 
 SETUPS: Mapping[str, tuple[str, str]] = {
     "digits": ("digits_cnn", "digits"),
@@ -20,7 +21,7 @@ SETUPS: Mapping[str, tuple[str, str]] = {
 }
 """The network and data set that each named recipe is for."""
 
-METHODS: Mapping[str, Callable[[Recipe], dict[str, Any]]] = {
+PARTS: Mapping[str, Callable[[Recipe], dict[str, Any]]] = {
     "csq": lambda r: {},
     "float": lambda r: {"target": None},
     "no-masks": lambda r: {"search_epochs": 0, "finetune_epochs": r.search_epochs + r.finetune_epochs},
@@ -31,6 +32,12 @@ METHODS: Mapping[str, Callable[[Recipe], dict[str, Any]]] = {
     "no-recalibration": lambda r: {"recalibration_batches": 0},
 }
 """CSQ, float training, and CSQ without one of its parts, as changes to the recipe."""
+
+METHODS: Mapping[str, Callable[[Recipe], dict[str, Any]]] = {
+    **PARTS,
+    **dict.fromkeys((*GIVEN, *SEARCHES), lambda r: {}),
+}
+"""All of these, and the baselines, which train by the recipe as it is."""
 
 
 @dataclass(frozen=True)

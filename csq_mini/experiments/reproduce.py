@@ -20,7 +20,9 @@ from ..packed import load_packed, save_packed
 from ..packed.format import KEY
 from ..recipes import Recipe
 from ..train import Result, evaluate, fit
-from .plans import METHODS, PROFILES, SETUPS, plan
+from .baselines.loop import run
+from .baselines.request import check_allocation
+from .plans import METHODS, PARTS, PROFILES, SETUPS, plan
 from .rows import SCHEMA, Row, commit, read_row, where, write_row
 
 __all__ = ["METHODS", "PROFILES", "SETUPS", "plan", "read_state", "reproduce"]
@@ -29,8 +31,9 @@ __all__ = ["METHODS", "PROFILES", "SETUPS", "plan", "read_state", "reproduce"]
 def reproduce(
     method: str = "csq", model: str = "resnet20", data: str = "cifar10", target: float = 2.0, seed: int = 0,
     profile: str = "smoke", *,
-    activation_bits: int | None = None, epochs: int | None = None, start: str | Path | None = None,
-    device: str | None = None, run_dir: str | Path | None = None, data_root: str | Path | None = None,
+    scheme: str | Path | None = None, activation_bits: int | None = None, epochs: int | None = None,
+    start: str | Path | None = None, device: str | None = None, run_dir: str | Path | None = None,
+    data_root: str | Path | None = None,
     results: str | Path = "results", keep: bool = False, progress: bool = True,
 ) -> Row:  # fmt: skip
     """Train one network as the parameters say, and write a row of results.
@@ -39,11 +42,14 @@ def reproduce(
     from its last checkpoint.
 
     Args:
-        method: one of ``METHODS``: "csq", "float", or CSQ without one of its parts.
+        method: one of ``METHODS``: "csq", "float", CSQ without one of its parts, or a baseline.
         model, data: names in ``csq.models`` and ``csq.data``, a pair that a recipe exists for.
         target: average paper bits a weight; "float" ignores it.
         seed: of the initial weights, the order of the images, and their augmentation.
         profile: one of ``PROFILES``: "smoke", "cpu" or "full".
+        scheme: how a baseline that needs one gets the planes of its layers: a name of ``ALLOCATIONS``, with a seed of
+            its own ("random:17") or that of the run; or the path of a JSON file with planes by layer, such as a row.
+            None is "uniform". What is measured is measured on ``start``.
         activation_bits: bits of the activations, by PACT; None leaves them float.
         epochs: in all, divided between the phases as the recipe divides its own; None as in the profile.
         start: a checkpoint to begin from (see ``read_state``); None begins from random weights.
@@ -62,8 +68,10 @@ def reproduce(
     """
     made_by = commit()  # now: the sources may change while it trains
     recipe = plan(method, model, data, target, seed, profile, activation_bits=activation_bits, epochs=epochs)
-    device = _device(device, profile)
-    key, origin = _key(method, model, data, recipe, profile, epochs, start), _origin(start)
+    device, allocation = _device(device, profile), check_allocation(method, scheme, start)
+    label = allocation.label if allocation else None
+    named, origin = f"{method}-{label}" if label else method, _origin(start)
+    key = _key(named, model, data, recipe, profile, epochs, start)
     done = _row(results, key)
     if done and origin and done.start != origin:  # of another checkpoint, whose row stays
         key = f"{key}-{origin[-16:-8]}"
@@ -77,12 +85,17 @@ def reproduce(
     if start is not None:
         _load(network, start, model)
         began = evaluate(network.to(device), images.to(device))
-    result = fit(network, images, recipe, run_dir=run_dir or Path("runs") / key, device=device, progress=progress)
+    options: Any = {"run_dir": run_dir or Path("runs") / key, "device": device, "progress": progress}
+    if method in PARTS:
+        result = fit(network, images, recipe, **options)
+    else:
+        planes = allocation.planes(network.to(device), images.to(device), recipe) if allocation else None
+        result = run(method, network, images, recipe, planes, **options)
     row = Row(
         schema=SCHEMA, key=key, method=method, model=model, data=data, seed=seed, profile=profile, start=origin,
         start_accuracy=began, train_images=len(images.train[1]), test_images=len(images.test[1]),
         target=recipe.target, activation_bits=recipe.activation_bits, search_epochs=recipe.search_epochs,
-        finetune_epochs=recipe.finetune_epochs, recipe=_plain(recipe),
+        finetune_epochs=recipe.finetune_epochs, recipe=_plain(recipe), allocation=label,
         **_outcome(result), **{**where(device), "commit": made_by},
     )  # fmt: skip
     if keep:

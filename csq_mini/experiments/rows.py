@@ -59,6 +59,7 @@ class Row:
     versions: dict[str, str]
     commit: str | None
     recipe: dict[str, Any]  # every hyper-parameter
+    allocation: str | None = None  # how a baseline's scheme was chosen; None for a method that finds its own
 
 
 def load_rows(folder: str | Path) -> pandas.DataFrame:

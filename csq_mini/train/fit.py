@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -114,7 +115,12 @@ def fit(
 
 
 def _run(trainer: Trainer, folder: RunFolder | None, progress: bool) -> Result:
-    """Train to the end, from the last checkpoint if there is one."""
+    train_to_the_end(trainer, folder, progress)
+    return _finish(trainer, folder)
+
+
+def train_to_the_end(trainer: Trainer, folder: RunFolder | None, progress: bool) -> None:
+    """Train, from the last checkpoint if there is one; ``trainer.on_step`` and ``on_epoch`` come before a new one."""
     from tqdm.auto import tqdm
 
     torch.manual_seed(trainer.recipe.seed)
@@ -122,11 +128,21 @@ def _run(trainer: Trainer, folder: RunFolder | None, progress: bool) -> Result:
         folder.resume(trainer.load_state_dict)
     hidden = not progress or parallel.rank() > 0
     with tqdm(total=trainer.steps_total, initial=trainer.steps_done, disable=hidden, unit="step") as bar:
-        trainer.on_step = lambda: _after_step(trainer, folder, bar)
-        trainer.on_epoch = lambda entry: _after_epoch(trainer, folder, bar, entry)
+        trainer.on_step = _both(trainer.on_step, lambda: _after_step(trainer, folder, bar))
+        trainer.on_epoch = _both(trainer.on_epoch, lambda entry: _after_epoch(trainer, folder, bar, entry))
         while not trainer.done:
             trainer.epoch()
-    return _finish(trainer, folder)
+
+
+def _both(first: Callable[..., Any] | None, second: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that calls these two, or the second alone."""
+
+    def call(*values: Any) -> None:
+        if first:
+            first(*values)
+        second(*values)
+
+    return call
 
 
 def _after_step(trainer: Trainer, folder: RunFolder | None, bar: Any) -> None:

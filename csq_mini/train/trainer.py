@@ -45,6 +45,7 @@ class Trainer:
         rate: function of (step, steps, warm-up steps): the learning rate as a share of its peak. No part of the state:
             set it again before you go on from one.
         on_step, on_epoch: called after each step, and with each epoch's entry of the history.
+        penalty: added to the loss of each step; called after the forward pass.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Trainer:
         self.rate = rate_at
         self.on_step: Callable[[], Any] | None = None
         self.on_epoch: Callable[[dict[str, Any]], Any] | None = None
+        self.penalty: Callable[[], Tensor] | None = None
 
     def retarget(self, target: float) -> None:
         """Steer to another target from the next step on, with the masks as they are."""
@@ -134,6 +136,7 @@ class Trainer:
         with ahead, torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.loss(self.net(x), y)
         total = loss + self.budget.penalty() if self.budget else loss
+        total = total + self.penalty() if self.penalty else total
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
