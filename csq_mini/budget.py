@@ -130,8 +130,8 @@ class Budget:
         counts, order = dict(self.floor), []
         room = _capacity(self.target, self.weights) - _size(self.weights, counts)
         for index, (name, planes) in enumerate(self.layers.items()):
-            logits = planes.q.detach().double().cpu().tolist()
-            ranked = sorted((-q, -b) for b, q in enumerate(logits))
+            logits = planes.logits.detach().double().cpu().tolist()
+            ranked = sorted((-x, -b) for b, x in enumerate(logits))
             order += [(*key, index, name) for key in ranked[counts[name] :]]  # the floor has the best
         for *_, name in sorted(order):
             if self.weights[name] <= room:

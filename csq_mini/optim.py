@@ -1,4 +1,4 @@
-"""Parameter groups: at which rate, and with which weight decay, each parameter trains."""
+"""Parameter groups and optimizers: at which rate, and with which weight decay, each parameter trains."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from .planes import Planes
 
 
 def parameter_groups(
-    model: nn.Module, lr: float, logit_lr: float | None = None, weight_decay: float = 0.0
+    model: nn.Module, lr: float, logit_lr: float | None = None, weight_decay: float = 0.0, *, steps: int = 1000
 ) -> list[dict[str, Any]]:
     """Parameter groups for any torch optimizer. Call it after :func:`convert`, and again after ``budget.freeze()``.
 
@@ -20,8 +20,9 @@ def parameter_groups(
     group               parameters                            rate                           decay
     ==================  ====================================  =============================  ================
     bit logits          ``p``, ``n`` of converted layers      ``logit_lr``                   0
-    mask logits, |W|    ``q`` of the layers of that size      lr * mean size / size, at      0
-                                                              most 10 lr
+    precisions          ``q`` of layers with ordered masks    1.5 N / ``steps``              0
+    mask logits, |W|    ``q`` of the layers of that size,     lr * mean size / size, at      0
+                        with free masks                       most 10 lr
     scale, |W|          ``scale`` of the layers of that size  lr / sqrt(|W| (2^N - 1))       0
     activation clips    ``alpha`` of :class:`PACT`            ``lr``                         ``weight_decay``
     norms and biases    float parameters up to 1 dimension    ``lr``                         0

@@ -16,16 +16,17 @@ from .gates import LOGIT, gate
 CHUNK = 2**17  # weights computed at a time, so that what is needed in passing stays small
 
 
-def gain(beta: Tensor, frozen: bool) -> Tensor:
+def gain(beta: Tensor, masked: bool) -> Tensor:
     """What a step is multiplied by at ``beta``, so that the weight of a new layer is the same at every temperature.
 
     All logits start at +-0.5. At a finite temperature an open bit then counts f(0.5) - f(-0.5) = tanh(beta / 4), and
-    an open mask f(0.5). Dividing by both leaves the network as it was, with or without batch norm. A frozen mask is
-    constant and needs no gain. Continuous sparsification (arXiv 1912.04427) divides likewise.
+    an open free mask f(0.5). Dividing by both leaves the network as it was, with or without batch norm. A frozen mask is
+    constant, and of ordered ones all but the lowest start wide open; they need no gain (``masked=False``). Continuous
+    sparsification (arXiv 1912.04427) divides likewise.
     """
     (beta,) = at_least_float32(beta)
     open_bit = torch.tanh(beta * (LOGIT / 2))
-    return 1 / open_bit if frozen else (1 + torch.exp(-beta * LOGIT)) / open_bit
+    return (1 + torch.exp(-beta * LOGIT)) / open_bit if masked else 1 / open_bit
 
 
 def places(mask: Tensor, rows: int) -> Tensor:
@@ -50,12 +51,26 @@ def _worth(p: Tensor, q: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
     if q.ndim == 2:
         return places(mask, len(p))
     (q,) = at_least_float32(q)
-    return place_values(len(q), q) * gate(q, beta)
+    x = plane_logits(*at_least_float32(q), len(mask))
+    return place_values(len(x), x) * gate(x, beta)
+
+
+def plane_logits(q: Tensor, planes: int) -> Tensor:
+    """The logit of each plane's gate, ``[N]``, before the freeze: free mask logits, or those of a precision.
+
+    Free masks have one of their own, and ``q`` holds them. A layer with ordered masks has one number, its precision k:
+    planes open from the highest down, one for each unit of k, as a thermometer rises. The j-th of them (from 1) has
+    the logit (k - j + 1/2) / 2, so that k rounded is the number of planes open, and at most one is half open.
+    """
+    if q.ndim:
+        return q
+    nth = planes - torch.arange(planes, dtype=q.dtype, device=q.device)
+    return LOGIT * (q - nth + 0.5)
 
 
 def _gain(q: Tensor, beta: Tensor | float) -> Tensor | float:
     """The gain; 1 with hard gates, for which beta is a float."""
-    return 1.0 if isinstance(beta, float) else gain(beta, frozen=q.ndim == 2)
+    return 1.0 if isinstance(beta, float) else gain(beta, masked=q.ndim == 1)
 
 
 def fused_sum(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
@@ -114,8 +129,9 @@ def _fused_gradients(
         worth, unit = _worth(p, q, mask, beta), unit_step(_gain(q, beta), len(mask))
         inner = torch.mv(f, grad) - torch.mv(g, grad)  # [rows]: the gradient along each plane
         column = (scale * unit * slope) * worth  # times f (1 - f) it is the slope of the weight by p
-        if q.ndim == 1:
-            grad_q = (column * inner * (1 - gate(at_least_float32(q)[0], beta))).to(q.dtype)
+        if q.ndim < 2:
+            by_plane = column * inner * (1 - gate(plane_logits(*at_least_float32(q), len(mask)), beta))
+            grad_q = (by_plane if q.ndim else LOGIT * by_plane.sum()).to(q.dtype)
         grad_scale = unit * (worth @ inner)
         # Large tensors change in place: new ones cost more than the sums.
         grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column.view(-1, 1))

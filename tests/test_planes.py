@@ -14,8 +14,8 @@ from csq_mini.planes import CHUNK, Planes, PlaneSum
 from csq_mini.relaxed import gain
 
 BETAS = [0.5, 1.0, 7.0, 50.0, 200.0]
-KEPT = {"search": None, "all": (0, 8), "middle": (2, 6), "top": (7, 8), "none": (8, 8)}
-"""Planes from low to high - 1, of eight; None where mask logits still choose."""
+KEPT = {"search": None, "ordered": None, "all": (0, 8), "middle": (2, 6), "top": (7, 8), "none": (8, 8)}
+"""Planes from low to high - 1, of eight; None where masks still choose, free ones or ordered."""
 
 
 def cut(kind, planes):
@@ -30,9 +30,10 @@ def naive_weight(p, n, q, scale, beta, planes, low=0):
     p, n, scale = p.double(), n.double(), scale.double()
     total = torch.zeros(p.shape[1], dtype=torch.float64)
     for b in range(len(p)):
-        m = gate(q[b].double()) if q.ndim == 1 else 1
+        logit = q.double() if q.ndim == 2 else q[b].double() if q.ndim == 1 else (q.double() - (planes - b) + 0.5) / 2
+        m = gate(logit) if q.ndim < 2 else 1
         total = total + 2 ** (low + b) * (gate(p[b]) - gate(n[b])) * m
-    return scale / (2**planes - 1) * gain(scale.new_tensor(beta), q.ndim == 2) * total
+    return scale / (2**planes - 1) * gain(scale.new_tensor(beta), q.ndim == 1) * total
 
 
 def fused_weight(p, n, q, scale, beta, planes, low=0):
@@ -46,9 +47,10 @@ def inputs(planes, count, seed, kind="search", dtype=torch.float64, grad=False):
     generator = torch.Generator().manual_seed(seed)
     kept = cut(kind, planes)
     low, high = kept or (0, planes)
-    sizes = ((high - low, count), (high - low, count), (planes,), ())
+    sizes = ((high - low, count), (high - low, count), () if kind == "ordered" else (planes,), ())
     p, n, q, scale = (torch.randn(s, generator=generator, dtype=dtype) for s in sizes)
-    tensors = p, n, q if kept is None else q[None], scale
+    q = q + planes / 2 if kind == "ordered" else q if kept is None else q[None]
+    tensors = p, n, q, scale
     return *(t.requires_grad_(grad) for t in tensors), low
 
 
@@ -141,7 +143,7 @@ def test_a_new_layer_has_the_same_weight_at_every_temperature(beta, frozen):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_gain_falls_to_one(frozen):
-    values = [float(gain(torch.tensor(beta), frozen)) for beta in (*BETAS, 1e4, math.inf)]
+    values = [float(gain(torch.tensor(beta), not frozen)) for beta in (*BETAS, 1e4, math.inf)]
     assert values == sorted(values, reverse=True) and values[-1] == 1.0 == values[-2] < values[1]
 
 
