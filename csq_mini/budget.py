@@ -5,6 +5,7 @@ regulariser comes from structured continuous sparsification (arXiv 2007.15353).
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 from numbers import Real
@@ -12,33 +13,38 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from .bits import at_least_float32
 from .check import floors, kept_counts, number
-from .gates import gate
 from .planes import Planes, csq_layers
 from .relaxed import no_autocast
+
+ARRIVES = 0.75  # progress of the search at which the line reaches the target
+FIRST, LEAST, MOST = 1e-4, 1e-6, 1e2  # lambda of ordered masks: its first value, and between which it stays
+FOLLOWS = 150.0  # log lambda grows by strength times this, for a bit above the line all through the search
+LARGE_CUT = 0.25  # bits a weight; a freeze that takes away more warns
 
 
 class Budget:
     """Steers the size-weighted precision of a converted model to a target, and keeps it there.
 
-    B = sum_l |W_l| * (planes kept in l) / sum_l |W_l| is the model's present precision in bits a weight. Above the
-    target the penalty closes planes; below it, its sign flips and planes grow.
+    B = sum_l |W_l| * (planes kept in l) / sum_l |W_l| is the model's present precision in bits a weight. Above what is
+    wanted the penalty closes planes; below it they grow again.
 
     Args:
         model: a converted model, wrapped or not.
         target: tau, the average precision wanted, in paper bits (planes) a weight.
-        strength: lambda, for R normalised as in :meth:`penalty`.
+        strength: how firmly it steers: lambda of free masks, the pace at which lambda follows of ordered ones; see
+            :meth:`penalty`.
         floor: least number of planes a layer keeps, or a dict of fnmatch patterns of layer names with one each. The
             first pattern that matches a name counts; a layer that matches none keeps at least 1.
-        growth: False drops the sign: below the target the penalty is 0, and planes only close, as in BSQ
-            (arXiv 2102.10462).
+        growth: False never lets the pull become weaker or turn round: planes only close, as in BSQ (arXiv 2102.10462).
         weighted: False counts every layer alike in the penalty, as the official CSQ code does. :meth:`bits` and
             :meth:`freeze` still go by size.
 
     Raises:
         ValueError: for a target that cannot be reached (the text names the range), a strength below 0, a floor
-            outside 0..N, a pattern that matches no layer, layers with different numbers of planes, or a model frozen
-            above the target.
+            outside 0..N, a pattern that matches no layer, layers with different numbers or kinds of planes, or a
+            model frozen above the target.
     """
 
     def __init__(
@@ -50,11 +56,17 @@ class Budget:
         self.total = max(sum(self.weights.values()), 1)
         if len({planes.available for planes in self.layers.values()}) > 1:
             raise ValueError("the layers have different numbers of planes: convert the whole model in one call")
+        if len({planes.q.ndim for planes in self.layers.values()}) > 1:
+            raise ValueError("some layers have ordered masks and some free ones: convert the whole model in one call")
         self.floor = floors(self._available(), floor)
         self.target = check_target(target, self.weights, self._available(), self.floor)
         self.strength = number("strength", strength, hint=" (0 only measures)")
         self.growth, self.weighted = growth, weighted
-        self._cache: tuple[Tensor, Tensor] | None = None
+        self.cut: float | None = None  # bits a weight that the freeze took away
+        self.steered = False  # whether the penalty was asked for, which makes it a search
+        self.progress = 0.0  # of the search, when it was
+        self._multiplier = FIRST
+        self._cache: tuple[Tensor, ...] | None = None
         if self.frozen and self.bits() > self.target:
             raise ValueError(f"the model is frozen at {self.bits():g} bits a weight, above the target {target!r}")
 
@@ -67,36 +79,91 @@ class Budget:
         """Whether the masks are constants: after :meth:`freeze`, or in a model loaded so."""
         return all(planes.frozen for planes in self.layers.values())
 
-    def penalty(self) -> Tensor:
-        """The term to add to the loss: strength * (B - target) * R, 0-dim; 0 once frozen. Waits for no device.
+    def line(self, progress: float) -> float:
+        """Bits a weight wanted at ``progress``, in [0, 1]: from N straight down to the target, and then on it."""
+        planes = next(iter(self._available().values()))
+        return planes + (self.target - planes) * min(progress / ARRIVES, 1.0)
 
-        R = sum_l (|W_l| / |W|) sum_b f_beta(q_lb), in [0, N], is the precision the relaxed masks stand for.
-        (B - target) carries no gradient: it only says which way to pull, and how hard. The best ``floor`` planes of a
-        layer are not pulled at: they stay open anyway, and a network with an empty layer computes nothing.
+    def penalty(self, progress: float | None = None) -> Tensor:
+        """The term to add to the loss, 0-dim; 0 once frozen. Waits for no device.
+
+        R = sum_l (|W_l| / |W|) sum_b f(gate b of layer l), in [0, N], is the precision the relaxed masks stand for.
+
+        *Free masks*: strength * (B - target) * R, the paper's rule. (B - target) carries no gradient: it only says
+        which way to pull, and how hard. Below the target its sign flips. The best ``floor`` planes of a layer are not
+        pulled at: they stay open anyway, and a network with an empty layer computes nothing.
+
+        *Ordered masks*: lambda * sum_l (|W_l| / |W|) k_l, with precisions k held between ``floor`` and N. Lambda is a
+        multiplier found by dual ascent, as in :meth:`_follow`: it grows while R is above :meth:`line`, and falls below.
+
+        Args:
+            progress: share of the search that is done, in [0, 1], such as step / steps; only ordered masks need it.
         """
         first, *_ = layers = list(self.layers.values())
         if self.frozen:
             return first.scale.new_zeros(())
+        self.steered = True
         with no_autocast(first.p):
-            return self._penalty(layers)
+            if not first.ordered:
+                return self._free(layers)
+            if progress is None:
+                raise ValueError("ordered masks follow a line to the target: call budget.penalty(step / search_steps)")
+            return self._ordered(layers, number("progress", progress, 0, 1, hint=": pass step / search_steps"))
 
-    def _penalty(self, layers: list[Planes]) -> Tensor:
+    def _free(self, layers: list[Planes]) -> Tensor:
         q = torch.stack([planes.q.detach() for planes in layers])  # [layers, N]
-        share, floor = self._constants(q)
+        share, floor, _ = self._constants(q)
         excess = share @ (q > 0).to(q.dtype).sum(1) - self.target  # B - target
         excess = excess if self.growth else excess.clamp(min=0)
-        relaxed = torch.stack([gate(planes.q, math.inf if planes.hard else planes.beta) for planes in layers])
+        relaxed = torch.stack([planes.gates for planes in layers])
         # 0 for a layer's best plane; of equal ones (all, at the start) the most significant is best.
         rank = q.flip(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).flip(1)
         relaxed = torch.where(rank < floor[:, None], relaxed.detach(), relaxed)
         return self.strength * excess * (share @ relaxed.sum(1))
 
-    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Each layer's share in B and its floor, ``[layers]``, brought to the device of the logits once."""
+    def _ordered(self, layers: list[Planes], progress: float) -> Tensor:
+        (k,), planes = at_least_float32(torch.stack([planes.q for planes in layers])), layers[0].available
+        share, floor, multiplier = self._constants(k)
+        with torch.no_grad():
+            self._follow(multiplier, share @ torch.stack([planes.gates.sum() for planes in layers]), progress)
+        inside = torch.maximum(k, floor).clamp(max=planes)
+        pull = multiplier.clone() if self.strength else 0.0  # a copy, because the next call changes it in place
+        return pull * (share @ inside) + share @ (k - inside).square()
+
+    def _follow(self, multiplier: Tensor, size: Tensor, progress: float) -> None:
+        """Let log lambda grow in proportion to how far R is above the line, and for how long.
+
+        A multiplier that is adapted until a constraint holds needs no tuning, where a fixed strength stops at whatever
+        size its pull and the loss agree on. (Dual ascent as in arXiv 2208.04425; on the logarithm, because the pull
+        that closes the last planes is thousands of times that of the first.)
+        """
+        above = size - self.line(progress)
+        above = above if self.growth else above.clamp(min=0)
+        passed, self.progress = max(progress - self.progress, 0.0), progress
+        if self.strength:
+            multiplier.mul_(torch.exp(FOLLOWS * self.strength * passed * above)).clamp_(LEAST, MOST)
+
+    def _constants(self, like: Tensor) -> tuple[Tensor, ...]:
+        """Each layer's share in B and its floor, ``[layers]``, and lambda, brought to the device of the logits once."""
         if self._cache is None or (self._cache[0].device, self._cache[0].dtype) != (like.device, like.dtype):
             sizes = [n / self.total if self.weighted else 1 / len(like) for n in self.weights.values()]
-            self._cache = like.new_tensor(sizes), like.new_tensor(list(self.floor.values()))
+            values = sizes, list(self.floor.values()), self.multiplier
+            self._cache = tuple(torch.tensor(v, dtype=like.dtype, device=like.device) for v in values)
         return self._cache
+
+    @property
+    def multiplier(self) -> float:
+        """Lambda of ordered masks at present (waits for the device)."""
+        return float(self._cache[2]) if self._cache else self._multiplier
+
+    def state_dict(self) -> dict[str, float]:
+        """What steering has learned, for :meth:`load_state_dict` of a budget of the same kind."""
+        return {"multiplier": self.multiplier, "progress": self.progress, "steered": self.steered}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from another budget's state."""
+        self._multiplier, self.progress, self.steered = state["multiplier"], state["progress"], bool(state["steered"])
+        self._cache = None
 
     @torch.no_grad()
     def freeze(self, like: Mapping[str, Tensor] | None = None) -> dict[str, int]:
@@ -111,7 +178,8 @@ class Budget:
 
         ``like`` is a state_dict saved after a freeze; its numbers of planes are taken, so that it can be loaded next.
         Returns the planes kept by layer name. ValueError if the masks are frozen already, a layer has diverged to NaN
-        or infinity, or ``like`` does not fit.
+        or infinity, or ``like`` does not fit. Warns if this cuts off more than a quarter of a bit a weight that the
+        search had left (``cut`` says how much): what those planes are worth was then never asked.
         """
         if any(planes.frozen for planes in self.layers.values()):
             raise ValueError("the masks are frozen already; convert a fresh model to search again")
@@ -121,8 +189,14 @@ class Budget:
         counts = self._counts() if like is None else kept_counts(like, self._available())
         if (size := _size(self.weights, counts)) > _capacity(self.target, self.weights):
             raise ValueError(f"like keeps {size / self.total:g} bits a weight, above the target {self.target:g}")
+        before = self.bits()
         for name, planes in self.layers.items():
             planes.freeze(counts[name])
+        self.cut = max(before - self.bits(), 0.0)
+        if self.steered and like is None and self.cut > LARGE_CUT:
+            warnings.warn(f"the search ended at {before:.2f} bits a weight, and the freeze cut off {self.cut:.2f} of "
+                          f"them to reach the target {self.target:g}: search for more steps, with csq.optimizer, or "
+                          f"with strength above {self.strength:g}", stacklevel=3)  # fmt: skip
         return counts
 
     def _counts(self) -> dict[str, int]:

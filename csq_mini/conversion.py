@@ -89,7 +89,7 @@ def _empty_layer(base: type[nn.Module]) -> Converted:
 
 
 def convert(
-    model: nn.Module, planes: int = 8, skip: str | Iterable[str] = (), masks: str = "free"
+    model: nn.Module, planes: int = 8, skip: str | Iterable[str] = (), masks: str = "ordered"
 ) -> list[str]:  # fmt: skip
     """Turn every layer's weight into trainable bit planes, in place.
 
@@ -113,8 +113,8 @@ def convert(
             another parametrization.
 
     Raises:
-        ValueError: for planes outside 1..8, unknown masks, a pattern that matches no layer, a weight that is tied or not finite, a
-            model that is converted already or has nothing to convert. The model is unchanged then.
+        ValueError: for planes outside 1..8, unknown masks, a pattern that matches no layer, a weight that is tied or
+            not finite, a model that is converted already or has nothing to convert. The model is unchanged then.
     """
     planes = check_planes(planes)
     if masks not in MASKS:

@@ -1,18 +1,22 @@
 """Parameter groups and optimizers: at which rate, and with which weight decay, each parameter trains."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .activations import PACT
+from .bits import at_least_float32
 from .check import number, unknown, whole
 from .modules import unwrap
 from .planes import Planes
 
 PRECISIONS = "precisions"  # name of their group
-PACE = 1.5  # how often a precision could cross all its planes in the search, at the full rate
+PACE = 1.5  # how often a precision could cross all its planes in one search
+MEAN, SQUARE, TINY = 0.9, 0.99, 1e-12  # of the running averages that pace it
+TURNS = 8.0  # with Adam: what a bit logit, which starts at +-0.5, can travel in a phase at the full rate
 
 
 def parameter_groups(
@@ -33,12 +37,11 @@ def parameter_groups(
     float weights       everything else                       ``lr``                         ``weight_decay``
     ==================  ====================================  =============================  ================
 
-    A precision has to cross up to N planes within the search, whatever the loss: its rate follows from the number of
-    ``steps``, and holds for optimizers that divide a gradient by its own size, as Adam does and :func:`optimizer` sees
-    to with any. Logits never decay: one that has gone to 0 is a bit that has not decided. The budget pulls at a mask in proportion
-    to its layer's size, so rates in inverse proportion let all layers move at the same pace; with equal rates the large
-    ones close before the small ones have moved. A scale changes all weights of its layer at once, hence its small rate,
-    the step-size rule of LSQ (arXiv 1902.08153). Decay is what pulls clips down (PACT, arXiv 1805.06085).
+    Logits never decay: one that has gone to 0 is a bit that has not decided. The budget pulls at a free mask in
+    proportion to its layer's size, so rates in inverse proportion let all layers move at the same pace; with equal
+    rates the large ones close before the small ones have moved. A scale changes all weights of its layer at once, hence
+    its small rate, the step-size rule of LSQ (arXiv 1902.08153). Decay is what pulls clips down (PACT, arXiv
+    1805.06085). Precisions want the rule of :func:`optimizer`; plain SGD moves them by their gradient, which is small.
 
     Args:
         model: converted or float.
@@ -90,10 +93,12 @@ def _group_of(
     return "norms and biases" if parameter.ndim <= 1 else "float weights", lr
 
 
-class PacedPrecisions(torch.optim.Optimizer):
-    """Mixin that divides the gradient of each precision by its root mean square before the step.
+class Paced(torch.optim.Optimizer):
+    """Mixin that moves precisions at their own pace, whatever the optimizer, its learning rate and its schedule.
 
-    A plain gradient would move a precision at a pace that depends on the loss, its scale and the layer's size.
+    A precision crosses up to N planes in one search, however long that is, and however large the loss and the layer.
+    So it moves by ``pace`` times the gradient's mean over its root mean square, both running: Adam's rule (arXiv
+    1412.6980) at a constant rate. A rate that decays leaves the last planes half closed.
     """
 
     @torch.no_grad()
@@ -103,24 +108,74 @@ class PacedPrecisions(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for k in group["params"] if group.get("name") == PRECISIONS else ():
-                if k.grad is not None:
-                    self._pace(k)
+            if group.get("name") == PRECISIONS:
+                self._move(group["params"], group["pace"])
         super().step()
         return loss
 
-    def _pace(self, k: Tensor) -> None:
-        state, decay = self.state[k], 0.99
-        state["squares"] = squares = state.get("squares", 0) * decay + (1 - decay) * k.grad.square()
-        state["weight"] = weight = state.get("weight", 0.0) * decay + (1 - decay)
-        k.grad.div_((squares / weight).sqrt_().add_(1e-12))
+    def _move(self, precisions: list[Tensor], pace: float) -> None:
+        grads = [torch.zeros_like(k) if k.grad is None else k.grad for k in precisions]
+        (grad,), state = at_least_float32(torch.stack(grads)), self.state[precisions[0]]
+        if not state:  # of all of them together, which takes fewer steps on a GPU than one each
+            state |= {name: torch.zeros_like(grad) for name in ("mean", "square", "steps")}
+        steps = state["steps"].add_(1)
+        mean = state["mean"].lerp_(grad, 1 - MEAN) / (1 - MEAN**steps)
+        square = state["square"].lerp_(grad.square(), 1 - SQUARE) / (1 - SQUARE**steps)
+        for k, by in zip(precisions, (pace * mean / square.sqrt_().add_(TINY)).unbind()):
+            k.sub_(by.to(k.dtype))
+            k.grad = None  # nothing left for the rule of the others
 
 
-KINDS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
+class PacedSGD(Paced, torch.optim.SGD):
+    """SGD, but for precisions."""
+
+
+class PacedAdam(Paced, torch.optim.Adam):
+    """Adam, but for precisions."""
+
+
+class PacedAdamW(Paced, torch.optim.AdamW):
+    """AdamW, but for precisions."""
+
+
+KINDS: Mapping[str, tuple[Any, float]] = {
+    "sgd": (PacedSGD, 0.1), "adam": (PacedAdam, 1e-3), "adamw": (PacedAdamW, 1e-3),
+}  # fmt: skip
+"""Optimizers that :func:`optimizer` makes, each with a usual rate of the weights."""
 
 
 def optimizer(
-    model: nn.Module, kind: str = "sgd", lr: float = 0.1, *, steps: int,
-    logit_lr: float | None = None, weight_decay: float = 0.0, **options: Any,
+    model: nn.Module, kind: str = "sgd", lr: float | None = None, *, steps: int, logit_lr: float | None = None,
+    weight_decay: float = 0.0, momentum: float = 0.9,
 ) -> torch.optim.Optimizer:  # fmt: skip
-    raise NotImplementedError
+    """An optimizer for a converted model, its rates chosen so that the search arrives. Make it anew after the freeze.
+
+    It is torch's SGD (with Nesterov momentum), Adam or AdamW over :func:`parameter_groups`, but for the precisions of
+    ordered masks: they have a pace of their own, which no learning rate and no scheduler changes (:class:`Paced`).
+
+    Args:
+        model: converted or float, searching or frozen.
+        kind: "sgd", "adam" or "adamw".
+        lr: peak rate of weights, norms and biases; None is 0.1 for SGD, 0.001 for the others.
+        steps: optimizer steps in this phase, the search or the finetune.
+        logit_lr: peak rate of the bit logits; None is ten times ``lr`` for SGD and, because Adam moves a logit by its
+            rate whatever the gradient, ``8 / steps`` for the others, with which a bit can turn a few times.
+        weight_decay: of float weights and activation clips.
+        momentum: of SGD, and beta_1 of the others; at least 0, below 1.
+
+    Raises ValueError for an unknown kind, and a number that is out of range.
+    """
+    if kind not in KINDS:
+        raise ValueError(unknown("kind of optimizer", kind, KINDS))
+    cls, usual = KINDS[kind]
+    lr = usual if lr is None else number("lr", lr)
+    if not 0 <= number("momentum", momentum) < 1:
+        raise ValueError(f"momentum must be at least 0 and below 1, got {momentum!r}")
+    if logit_lr is None and kind != "sgd":
+        logit_lr = TURNS / whole("steps", steps, 1)
+    groups = parameter_groups(model, lr, logit_lr, weight_decay, steps=steps)
+    for group in groups:
+        if group["name"] == PRECISIONS:
+            group["pace"] = group["lr"]
+    rule = {"momentum": momentum, "nesterov": momentum > 0} if kind == "sgd" else {"betas": (momentum, 0.999)}
+    return cls(groups, lr=lr, fused=True, **rule)

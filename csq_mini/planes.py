@@ -16,7 +16,7 @@ from .bits import at_least_float32, integer_to_planes, quantization_scale, round
 from .check import OutdatedParameter, Retired, check_finite, other_phase, refuse_old_wrapper
 from .gates import LOGIT
 from .modules import named_modules, unwrap
-from .relaxed import CHUNK, AllWeights, PlaneSum, places, plain_sum, plane_logits
+from .relaxed import CHUNK, AllWeights, PlaneSum, places, plain_sum, plane_gates, plane_logits
 
 DROPPED, LEARNED, FILLED = 0, 1, 2
 """What the ``mask`` of a frozen layer says of a plane."""
@@ -30,23 +30,23 @@ SCALES = [2 ** (-part / 8) for part in range(8)]  # that a freeze tries: eight w
 class Planes(nn.Module):
     """The planes of one weight. Calling it gives the weight at the present temperature, or with every gate hard.
 
-    Until the freeze all N planes are there, and gates choose among them: ``masks="ordered"`` opens them from the highest
-    down, as many as the layer's precision says; ``"free"`` has a logit for each, as the paper does. From the freeze on
-    the choice is a constant: ``q`` counts no more, and ``p`` and ``n`` hold the planes kept and no others.
+    Until the freeze all N planes are there, and gates choose among them: ``masks="ordered"`` opens them from the
+    highest down, as many as the layer's precision says; ``"free"`` has a logit for each, as the paper does. From the
+    freeze on the choice is a constant: ``q`` counts no more, and ``p`` and ``n`` hold the planes kept and no others.
     """
 
     alive: WeakSet[Planes] = WeakSet()  # all there are, so that copies learn of a freeze
 
     # All there is to know lies in these tensors, floats and always as many, for whoever copies or averages them (EMA).
     # q comes first: an average made before the freeze that is given what comes after it then fails before it changes.
-    q: nn.Parameter  # ordered masks: the precision, 0-dim; free ones: a logit each, [N]; once frozen [1, N], as they ended
+    q: nn.Parameter  # ordered masks: the precision, 0-dim; free ones: their logits, [N]; as these ended, [1, N]
     scale: nn.Parameter  # 0-dim; the weight that all N planes together hold
     p: nn.Parameter  # bit logits, [planes, numel], least significant plane first
     n: nn.Parameter
     beta: Tensor  # 0-dim; the temperature
     mask: Tensor  # [N]: DROPPED, LEARNED or FILLED; says nothing until the freeze
 
-    def __init__(self, weight: Tensor, planes: int, masks: str = "free"):
+    def __init__(self, weight: Tensor, planes: int, masks: str = "ordered"):
         super().__init__()
         self.shape, size = weight.shape, weight.numel()
         self.kin = uuid4().hex  # the same in all copies
@@ -88,7 +88,12 @@ class Planes(nn.Module):
     @property
     def logits(self) -> Tensor:
         """The logits of the planes' gates, ``[N]``, before the freeze (see :func:`~csq_mini.relaxed.plane_logits`)."""
-        return plane_logits(*at_least_float32(self.q), self.available)
+        return plane_logits(at_least_float32(self.q)[0], self.available)
+
+    @property
+    def gates(self) -> Tensor:
+        """How far each plane is open at the present temperature, ``[N]``, before the freeze."""
+        return plane_gates(at_least_float32(self.q)[0], self.available, math.inf if self.hard else self.beta)
 
     @property
     def place(self) -> Tensor:

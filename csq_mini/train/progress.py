@@ -12,7 +12,7 @@ from ..recipes import Recipe
 from . import processes as parallel
 
 STATE = {"phase", "step", "history", "loss", "seconds", "images", "model", "optimizer", "rng", "target", "temperature",
-         "still"}  # fmt: skip
+         "budget", "still"}  # fmt: skip
 """What the state of a :class:`~csq_mini.Trainer` holds."""
 
 

@@ -17,7 +17,7 @@ from ..check import number
 from ..conversion import convert, harden, set_temperature
 from ..data import Data
 from ..gates import temperature
-from ..optim import parameter_groups
+from ..optim import optimizer
 from ..planes import computed_ahead
 from ..recipes import Recipe
 from . import processes as parallel
@@ -64,12 +64,12 @@ class Trainer:
         if recipe.activation_bits is not None:
             quantize_activations(model, recipe.activation_bits)
         if recipe.target is not None:
-            convert(model, recipe.planes, recipe.skip)
+            convert(model, recipe.planes, recipe.skip, recipe.masks)
             self.retarget(recipe.target)
             self.phases = [("search", recipe.search_epochs), ("finetune", recipe.finetune_epochs)]
         self.epoch_steps = max(len(data.train[0]) // recipe.batch_size, 1)
         self.progress, self.meter = Progress(), Meter(torch.zeros((), device=next(model.parameters()).device))
-        self.optimizer: Any = None  # torch.optim.SGD, from the first step of a phase on
+        self.optimizer: Any = None  # from the first step of a phase on
         self.net = model  # what a step calls: the model, or its DDP wrapper
         self.history: list[dict[str, Any]] = []
         self.temperature: float | None = None
@@ -82,7 +82,10 @@ class Trainer:
         """Steer to another target from the next step on, with the masks as they are."""
         if self.budget and self.budget.frozen:
             raise ValueError("the masks are frozen, and with them the precision: start a new search")
+        steered = self.budget.state_dict() if self.budget else None
         self.budget = self._budget(target)
+        if steered:
+            self.budget.load_state_dict(steered)
 
     def _budget(self, target: float) -> Budget:
         r = self.recipe
@@ -135,7 +138,7 @@ class Trainer:
         ahead = computed_ahead(self.model) if self.budget else nullcontext()
         with ahead, torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.loss(self.net(x), y)
-        total = loss + self.budget.penalty() if self.budget else loss
+        total = loss + self.budget.penalty(at.step / self.steps) if self.budget else loss
         total = total + self.penalty() if self.penalty else total
         optimizer.zero_grad()
         total.backward()
@@ -168,10 +171,10 @@ class Trainer:
     def _prepare(self) -> None:
         """Make a new optimizer and, where several processes train together, a new wrapper."""
         r = self.recipe
-        groups = parameter_groups(self.model, r.lr, r.logit_lr, r.weight_decay)
-        for group in groups:
-            group["peak"] = group["lr"] = r.lr if r.one_rate else group["lr"]
-        self.optimizer = torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.momentum > 0, fused=True)
+        self.optimizer = optimizer(self.model, r.optimizer, r.lr, steps=self.steps, logit_lr=r.logit_lr,
+                                   weight_decay=r.weight_decay, momentum=r.momentum)  # fmt: skip
+        for group in self.optimizer.param_groups:
+            group["peak"] = r.lr if r.one_rate else group["lr"]
         self.net = parallel.wrap(self.model)
 
     def epoch(self) -> dict[str, Any]:
@@ -205,6 +208,7 @@ class Trainer:
         if self.budget:
             layers = self.budget.layers
             entry |= {"beta": float(next(iter(layers.values())).beta), "bits": self.budget.bits()}
+            entry |= {"cut": self.budget.cut} if self.budget.cut is not None else {}
             entry |= {f"bits/{name}": int(planes.open.sum()) for name, planes in layers.items()}
         return entry
 
@@ -224,6 +228,7 @@ class Trainer:
             "loss": self.meter.loss, "seconds": self.meter.seconds, "images": self.meter.images,
             "model": self.model.state_dict(), "optimizer": self.optimizer and self.optimizer.state_dict(),
             "rng": get_rng_state(), "target": self.budget and self.budget.target, "temperature": self.temperature,
+            "budget": self.budget and self.budget.state_dict(),
             "still": self.still,
         }  # fmt: skip
 
@@ -235,6 +240,8 @@ class Trainer:
         check_state(state, self)
         if self.budget and state["target"] != self.budget.target:
             self.budget = self._budget(state["target"])
+        if self.budget:
+            self.budget.load_state_dict(state["budget"])
         self.temperature = state["temperature"]
         self.progress, self.history = Progress(state["phase"], state["step"]), list(state["history"])
         self.meter.loss.copy_(state["loss"])
