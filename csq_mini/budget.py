@@ -7,8 +7,6 @@ regulariser comes from structured continuous sparsification (arXiv 2007.15353).
 import math
 import warnings
 from collections.abc import Mapping
-from fractions import Fraction
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,8 @@ from .bits import at_least_float32
 from .check import floors, kept_counts, number
 from .planes import Planes, csq_layers
 from .relaxed import no_autocast
+from .rewind import Start
+from .targets import capacity, check_target, planes_in
 
 ARRIVES = 0.75  # progress of the search at which the line reaches the target
 FIRST, LEAST, MOST = 1e-4, 1e-6, 1e2  # lambda of ordered masks: its first value, and between which it stays
@@ -51,7 +51,7 @@ class Budget:
         self, model: nn.Module, target: float, strength: float = 0.2, floor: int | Mapping[str, int] = 1, *,
         growth: bool = True, weighted: bool = True,
     ):  # fmt: skip
-        self.layers = csq_layers(model)
+        self.model, self.layers = model, csq_layers(model)
         self.weights = {name: math.prod(planes.shape) for name, planes in self.layers.items()}
         self.total = max(sum(self.weights.values()), 1)
         if len({planes.available for planes in self.layers.values()}) > 1:
@@ -166,32 +166,43 @@ class Budget:
         self._cache = None
 
     @torch.no_grad()
-    def freeze(self, like: Mapping[str, Tensor] | None = None) -> dict[str, int]:
+    def freeze(
+        self, like: Mapping[str, Tensor] | None = None, *, rewind: Mapping[str, Tensor] | None = None
+    ) -> dict[str, int]:  # fmt: skip
         """Settle every layer's precision for good, at most at the target, and start the finetune.
 
         Walks the planes from the largest mask logit down and keeps each that still fits, after every layer's floor. In
         a tie the more significant plane comes first, then the earlier layer. This gives each layer a *number* of
-        planes, which it keeps as one contiguous run, with its present weight rounded onto it (:meth:`Planes.freeze`).
+        planes, which it keeps as one contiguous run, with its weight rounded onto it (:meth:`Planes.freeze`).
 
         The other planes are gone: ``p`` and ``n`` are new and shorter, and ``q`` counts no more. Make the optimizer,
         DDP wrapper and EMA copies again after this; the old ones raise an error when they are next used.
 
-        ``like`` is a state_dict saved after a freeze; its numbers of planes are taken, so that it can be loaded next.
-        Returns the planes kept by layer name. ValueError if the masks are frozen already, a layer has diverged to NaN
-        or infinity, or ``like`` does not fit. Warns if this cuts off more than a quarter of a bit a weight that the
-        search had left (``cut`` says how much): what those planes are worth was then never asked.
+        Args:
+            like: a state_dict saved after a freeze, whose numbers of planes are taken, so that it can be loaded next.
+            rewind: a state_dict of the float model before the search. Only the scheme is kept then: weights and all
+                else go back to what they were (weight rewinding, arXiv 2003.02389). None rounds the present weights.
+
+        Returns the planes kept by layer name.
+
+        Raises ValueError if the masks are frozen already, a layer has diverged to NaN or infinity, or ``like`` or
+        ``rewind`` does not fit. Warns if this cuts off more than a quarter of a bit a weight that the search had left
+        (``cut`` says how much): what those planes are worth was then never asked.
         """
         if any(planes.frozen for planes in self.layers.values()):
             raise ValueError("the masks are frozen already; convert a fresh model to search again")
         for name, planes in self.layers.items():
             if not (planes().isfinite().all() and planes.q.isfinite().all()):
                 raise ValueError(f"layer {name} has diverged (NaN or infinity): lower its learning rate")
+        start = None if rewind is None else Start(rewind, self.model, self.layers)
         counts = self._counts() if like is None else kept_counts(like, self._available())
-        if (size := _size(self.weights, counts)) > _capacity(self.target, self.weights):
+        if (size := planes_in(self.weights, counts)) > capacity(self.target, self.weights):
             raise ValueError(f"like keeps {size / self.total:g} bits a weight, above the target {self.target:g}")
         before = self.bits()
         for name, planes in self.layers.items():
-            planes.freeze(counts[name])
+            planes.freeze(counts[name], start.weights[name] if start else None)
+        if start:
+            start.load_others()
         self.cut = max(before - self.bits(), 0.0)
         if self.steered and like is None and self.cut > LARGE_CUT:
             warnings.warn(f"the search ended at {before:.2f} bits a weight, and the freeze cut off {self.cut:.2f} of "
@@ -202,7 +213,7 @@ class Budget:
     def _counts(self) -> dict[str, int]:
         """Planes each layer may keep, counted in whole weights and planes."""
         counts, order = dict(self.floor), []
-        room = _capacity(self.target, self.weights) - _size(self.weights, counts)
+        room = capacity(self.target, self.weights) - planes_in(self.weights, counts)
         for index, (name, planes) in enumerate(self.layers.items()):
             logits = planes.logits.detach().double().cpu().tolist()
             ranked = sorted((-x, -b) for b, x in enumerate(logits))
@@ -215,28 +226,3 @@ class Budget:
 
     def _available(self) -> dict[str, int]:
         return {name: planes.available for name, planes in self.layers.items()}
-
-
-def check_target(
-    target: float, weights: Mapping[str, int], planes: Mapping[str, int], floor: Mapping[str, int]
-) -> float:  # fmt: skip
-    """``target`` as a float; ValueError if layers of so many weights, planes and least planes cannot reach it."""
-    value = float(target) if isinstance(target, Real) and not isinstance(target, bool) else math.nan
-    low, high, total = _size(weights, floor), _size(weights, planes), max(sum(weights.values()), 1)
-    if not math.isfinite(value) or not low <= _capacity(value, weights) or value > high / total:
-        raise ValueError(
-            f"target {target!r} cannot be reached: with these floors and planes it must lie between "
-            f"{math.ceil(1e4 * low / total) / 1e4:g} and {high / total:g} bits a weight"
-        )
-    return value
-
-
-def _size(weights: Mapping[str, int], planes: Mapping[str, int]) -> int:
-    """Weights times planes, summed over the layers."""
-    return sum(weights[name] * k for name, k in planes.items())
-
-
-def _capacity(target: float, weights: Mapping[str, int]) -> int:
-    """The most that they may come to."""
-    # Through its decimal text: a target of 0.3 means 3/10, not the float just below it.
-    return math.floor(Fraction(repr(target)) * sum(weights.values()))

@@ -174,14 +174,15 @@ class Planes(nn.Module):
         return bool(step) and torch.equal((step * round_to_grid(weight, step, low, high)).to(weight.dtype), weight)
 
     @torch.no_grad()
-    def freeze(self, count: int) -> None:
-        """Keep ``count`` contiguous planes for good, and round the present weight onto them.
+    def freeze(self, count: int, weight: Tensor | None = None) -> None:
+        """Keep ``count`` contiguous planes for good, and round the present weight onto them, or another of its shape.
 
         Every run of that many planes is tried at eight scales within an octave; the least squared rounding error
         wins, and in a tie the more significant run. Planes in it that the search had closed are marked as filled. All
         bit logits go back to +-0.5, where the finetune starts, as in continuous sparsification (arXiv 1912.04427).
         """
-        weight, (scale,), planes = self(), at_least_float32(self.scale), self.available
+        planes, scale = self.available, self.scale if weight is None else quantization_scale(weight)
+        weight, (scale,) = self() if weight is None else weight.to(self.scale), at_least_float32(scale.to(self.scale))
         grids = [(scale * finer, high) for high in range(planes, count - 1, -1) for finer in SCALES]
         scale, high = min(grids, key=lambda g: _error(weight, unit_step(g[0], planes), g[1] - count, g[1]))
         self.mask[high - count : high] = torch.where(self.open, LEARNED, FILLED)[high - count : high].to(self.mask)

@@ -1,5 +1,6 @@
 """The training loop, a step at a time: search, freeze, finetune."""
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from ..check import number
 from ..conversion import convert, harden, set_temperature
 from ..data import Data
 from ..gates import temperature
+from ..modules import unwrap
 from ..optim import optimizer
 from ..planes import computed_ahead
 from ..recipes import Recipe
@@ -63,7 +65,10 @@ class Trainer:
         self.phases = [("float", recipe.search_epochs + recipe.finetune_epochs)]
         if recipe.activation_bits is not None:
             quantize_activations(model, recipe.activation_bits)
+        self.start: dict[str, Any] | None = None  # the float weights, where the recipe goes back to them
         if recipe.target is not None:
+            if recipe.rewind:
+                self.start = {key: copy.deepcopy(value) for key, value in unwrap(model).state_dict().items()}
             convert(model, recipe.planes, recipe.skip, recipe.masks)
             self.retarget(recipe.target)
             self.phases = [("search", recipe.search_epochs), ("finetune", recipe.finetune_epochs)]
@@ -165,7 +170,7 @@ class Trainer:
             self.progress, self.optimizer = Progress(self.progress.phase + 1), None
         if self.optimizer is None:
             if self.budget and self.phase == "finetune" and not self.budget.frozen:
-                self.budget.freeze()
+                self.budget.freeze(rewind=self.start)
             self._prepare()
 
     def _prepare(self) -> None:
