@@ -38,8 +38,8 @@ class Recipe:
         warmup_epochs: length of the warm-up in each phase.
         strength: of the budget, see :class:`csq_mini.Budget`.
         floor: planes that each layer keeps at least.
-        rewind: at the freeze, goes back to the weights before the search and keeps the scheme alone: for a trained
-            network, which the search would spoil a little.
+        hold: for a trained network: the search trains masks or precisions alone, and the freeze rounds the weights as
+            they were before it.
         growth, weighted: False removes this part of the budget's penalty, see :class:`csq_mini.Budget`.
         one_rate: gives every parameter but precisions the rate ``lr``, to see what the rates of the logits are for.
         activation_bits: bits of every ReLU's output, by PACT; None leaves activations float.
@@ -65,7 +65,7 @@ class Recipe:
     warmup_epochs: float = 1.0
     strength: float = 0.2
     floor: int = 1
-    rewind: bool = False
+    hold: bool = False
     growth: bool = True
     weighted: bool = True
     one_rate: bool = False
@@ -94,7 +94,7 @@ class Recipe:
             self._set(name, whole, 0, 2**63 - 1)
         for name in ("batch_size", "checkpoint_steps"):
             self._set(name, whole, 1)
-        for name in ("rewind", "growth", "weighted", "one_rate"):
+        for name in ("hold", "growth", "weighted", "one_rate"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.activation_bits is not None:
