@@ -21,7 +21,7 @@ from .data.store import listing
 from .experiments.baselines.allocations import ALLOCATIONS
 from .experiments.baselines.loop import GIVEN
 from .experiments.pretrained import pack_run
-from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
+from .experiments.reproduce import FOLDED, METHODS, PROFILES, SETUPS, reproduce
 from .files import __version__
 from .packed import verify_packed
 from .train import fit, processes
@@ -38,7 +38,7 @@ def train(args: argparse.Namespace) -> None:
     data_name = args.data or usual_data
     build, load = models.get(args.model or usual_model), data.get(data_name)
     torch.manual_seed(recipe.seed)
-    images = load() if data_name == "digits" or args.data_root is None else load(root=args.data_root)
+    images = load() if data_name in FOLDED or args.data_root is None else load(root=args.data_root)
     network = build(num_classes=images.classes)
     with processes.join(args.device) as device:
         result = fit(
@@ -58,8 +58,9 @@ def train(args: argparse.Namespace) -> None:
 def repeat(args: argparse.Namespace) -> None:
     """Run one reproduction and sum up its row."""
     names = ("method", "model", "data", "target", "seed", "profile", "scheme", "activation_bits", "epochs", "start",
-             "device", "run_dir", "data_root", "results", "keep")  # fmt: skip
-    row = reproduce(**{name: getattr(args, name) for name in names}, progress=not args.quiet)
+             "fold", "device", "run_dir", "data_root", "results", "keep")  # fmt: skip
+    changes = dict(_assignment(text) for text in args.set)
+    row = reproduce(**{name: getattr(args, name) for name in names}, changes=changes, progress=not args.quiet)
     print(f"{row.key}: accuracy {row.accuracy:.4f} at {row.paper_bits:.3f} paper bits, {row.bytes} bytes")
     print(f"{row.seconds:.0f} s, {row.images_per_second:.0f} images/s")
 
@@ -177,6 +178,8 @@ def _add_reproduce(run: argparse.ArgumentParser) -> None:
                      "seed: random:17), or a JSON file; if not given, uniform")  # fmt: skip
     run.add_argument("--activation-bits", type=int, help="bits of the activations; if not given they stay float")
     run.add_argument("--epochs", type=int, help="in all, instead of the profile's")
+    run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change any field of the recipe")
+    run.add_argument("--fold", type=int, help="of digits or mnist: the part that is the test set, 0 to 4")
     run.add_argument("--start", metavar="FILE", help="checkpoint to begin from (.safetensors, .pt or .pt.xz)")
     run.add_argument("--results", metavar="DIR", default="results", help="folder for the row (default: %(default)s)")
     run.add_argument("--keep", action="store_true", help="keep the model beside the row, as a packed file")
