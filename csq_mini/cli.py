@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from .data.store import listing
 from .experiments.baselines.allocations import ALLOCATIONS
 from .experiments.baselines.loop import GIVEN
 from .experiments.pretrained import pack_run
+from .experiments.queue import read_jobs, run_queue, words
 from .experiments.reproduce import FOLDED, METHODS, PROFILES, SETUPS, reproduce
 from .files import __version__
 from .packed import verify_packed
@@ -63,6 +65,18 @@ def repeat(args: argparse.Namespace) -> None:
     row = reproduce(**{name: getattr(args, name) for name in names}, changes=changes, progress=not args.quiet)
     print(f"{row.key}: accuracy {row.accuracy:.4f} at {row.paper_bits:.3f} paper bits, {row.bytes} bytes")
     print(f"{row.seconds:.0f} s, {row.images_per_second:.0f} images/s")
+
+
+def queue(args: argparse.Namespace) -> int:
+    """Run the jobs of a file for some minutes; 1 if any are left."""
+    jobs = [{"results": args.results, **job} for job in read_jobs(args.file)]
+    left = run_queue(jobs, args.jobs, args.minutes)
+    print(f"{len(jobs) - len(left)} of {len(jobs)} jobs are done" + ("; left are:" if left else ""))
+    for job in left:
+        print("  csq-mini reproduce " + shlex.join(words(job)))
+    if left:
+        print("call it again to go on; what each job said is in runs/queue-*.log")
+    return 1 if left else 0
 
 
 def verify(args: argparse.Namespace) -> None:
@@ -156,6 +170,11 @@ def parser() -> argparse.ArgumentParser:
                      help="train under bfloat16 autocast, or not; if not given, on GPUs alone")  # fmt: skip
     _add_common(run)
     _add_reproduce(command("reproduce", repeat, "run one experiment of the book and write its row of results"))
+    many = command("queue", queue, "run many reproductions, several side by side, for so many minutes")
+    many.add_argument("file", metavar="FILE", help="JSON list of jobs, such as book/workflow/gpu.json, best first")
+    many.add_argument("--jobs", type=int, default=1, help="at a time (default: %(default)s)")
+    many.add_argument("--minutes", type=float, default=9.0, help="then all stop, to go on later (default: %(default)s)")
+    many.add_argument("--results", metavar="DIR", default="results", help="folder for the rows (default: %(default)s)")
     look = command("inspect", lambda args: print(verify_packed(args.file)), "what a packed file holds: planes, bytes")
     look.add_argument("file", metavar="FILE")
     check = command("verify", verify, "check a packed file; exit code 2 if anything is wrong with it")
