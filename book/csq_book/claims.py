@@ -39,7 +39,7 @@ def run(bed: Bed, target: str, method: str, seed: int, changes: Mapping[str, Any
 
 def choose(bed: Bed, folders: Iterable[str], file: str) -> None:
     """Write the changes of the trial whose hard accuracy on the validation split was best at its end."""
-    tried = []
+    tried: list[dict[str, Any]] = []
     for changes, folder in zip(trials(bed), folders):
         [key] = load_rows(folder)["key"]
         tried.append({"changes": changes, "validation": float(load_history(key, folder)["hard"].iloc[-1])})
