@@ -143,6 +143,8 @@ RECIPES: Mapping[str, Recipe] = {
     # the phases and all else are the defaults above.
     "resnet18-imagenet": IMAGENET,
     "resnet50-imagenet": IMAGENET,
+    "resnet8-cifar10": Recipe(search_epochs=14, finetune_epochs=10),
+    "mnist": Recipe(search_epochs=15, finetune_epochs=15, batch_size=64, warmup_epochs=2.0),
 }
 
 

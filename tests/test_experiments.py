@@ -181,6 +181,33 @@ def test_epochs_are_shared_as_the_recipe_shares_them():
     assert recipe.search_epochs + recipe.finetune_epochs == 1
 
 
+def test_any_field_of_the_recipe_changes_and_shows_in_key_and_row(tmp_path, done):
+    row = digits(tmp_path, changes={"lr": 0.01, "skip": ("fc",)})
+    assert row.key == "digits_cnn-digits-csq-w3-smoke-lr0.01-skipfc-seed0" and row.recipe["lr"] == 0.01
+    assert "fc" not in row.scheme and row.recipe["logit_lr"] == done[1].recipe["logit_lr"]
+    assert digits(tmp_path, changes={"skip": ("fc",), "lr": 0.01}) == row  # read back: it is the same run
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"seed": 1}, "changes must not hold 'seed', which is an argument of its own: give seed=... instead"),
+    ({"lr": -1}, "lr must be a finite number of at least 0, got -1"),
+    ({"lrr": 1}, "unknown Recipe field 'lrr'; did you mean lr"),
+])  # fmt: skip
+def test_a_wrong_change_is_named_and_nothing_is_written(changes, message, tmp_path):
+    with pytest.raises((ValueError, TypeError), match=message):
+        digits(tmp_path, changes=changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fold_is_another_test_set_with_a_row_of_its_own(tmp_path, done):
+    row = digits(tmp_path, fold=4)
+    assert row.key.endswith("-smoke-fold4-seed0") and row.fold == 4 and row.test_images == 359 != done[1].test_images
+    with pytest.raises(ValueError, match="cifar10 has no folds, got fold=1: leave it out, or use digits or mnist"):
+        csq.reproduce("csq", fold=1, results=tmp_path)
+    with pytest.raises(ValueError, match="fold must be a whole number from 0 to 4, got 5"):
+        digits(tmp_path, fold=5)
+
+
 def test_every_setup_has_its_recipe_model_and_data():
     for name, (model, data) in SETUPS.items():
         assert csq.models.get(model) and csq.data.get(data) and csq.recipes.get(name)
