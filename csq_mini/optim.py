@@ -16,7 +16,7 @@ from .planes import Planes
 PRECISIONS = "precisions"  # name of their group
 PACE = 1.5  # how often a precision could cross all its planes in one search
 MEAN, SQUARE, TINY = 0.9, 0.99, 1e-12  # of the running averages that pace it
-TURNS = 8.0  # with Adam: what a bit logit, which starts at +-0.5, can travel in a phase at the full rate
+TURNS = 60.0  # with Adam: what a bit logit, which starts at +-0.5, can travel in a phase at the full rate
 
 
 def parameter_groups(
@@ -159,7 +159,7 @@ def optimizer(
         lr: peak rate of weights, norms and biases; None is 0.1 for SGD, 0.001 for the others.
         steps: optimizer steps in this phase, the search or the finetune.
         logit_lr: peak rate of the bit logits; None is ten times ``lr`` for SGD and, because Adam moves a logit by its
-            rate whatever the gradient, ``8 / steps`` for the others, with which a bit can turn a few times.
+            rate whatever the gradient, ``60 / steps`` for the others, with which a bit can turn many times.
         weight_decay: of float weights and activation clips.
         momentum: of SGD, and beta_1 of the others; at least 0, below 1.
 
