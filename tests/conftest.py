@@ -68,9 +68,9 @@ class Net(nn.Module):
 TOKENS = torch.tensor([[1, 0, 5], [10, 3, 3], [0, 7, 2]])
 
 
-def converted(model=None, planes=8):
+def converted(model=None, planes=8, masks="ordered"):
     model = conv_net() if model is None else model
-    csq.convert(model, planes)
+    csq.convert(model, planes, masks=masks)
     return model
 
 
