@@ -62,7 +62,7 @@ class Budget:
         self.target = check_target(target, self.weights, self._available(), self.floor)
         self.strength = number("strength", strength, hint=" (0 only measures)")
         self.growth, self.weighted = growth, weighted
-        self.cut: float | None = None  # bits a weight that the freeze took away
+        self.cut = 0.0  # bits a weight that the freeze took away
         self.steered = False  # whether the penalty was asked for, which makes it a search
         self.progress = 0.0  # of the search, when it was
         self._multiplier = FIRST
@@ -157,13 +157,13 @@ class Budget:
         return float(self._cache[2]) if self._cache else self._multiplier
 
     def state_dict(self) -> dict[str, float]:
-        """What steering has learned, for :meth:`load_state_dict` of a budget of the same kind."""
-        return {"multiplier": self.multiplier, "progress": self.progress, "steered": self.steered}
+        """What steering has come to, for :meth:`load_state_dict` of a budget of the same kind."""
+        return {"multiplier": self.multiplier, "progress": self.progress, "steered": self.steered, "cut": self.cut}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from another budget's state."""
-        self._multiplier, self.progress, self.steered = state["multiplier"], state["progress"], bool(state["steered"])
-        self._cache = None
+        self._multiplier, self.progress, self.cut = state["multiplier"], state["progress"], state["cut"]
+        self.steered, self._cache = bool(state["steered"]), None
 
     @torch.no_grad()
     def freeze(
@@ -215,7 +215,7 @@ class Budget:
         counts, order = dict(self.floor), []
         room = capacity(self.target, self.weights) - planes_in(self.weights, counts)
         for index, (name, planes) in enumerate(self.layers.items()):
-            logits = planes.logits.detach().double().cpu().tolist()
+            logits = planes.logits.double().cpu().tolist()
             ranked = sorted((-x, -b) for b, x in enumerate(logits))
             order += [(*key, index, name) for key in ranked[counts[name] :]]  # the floor has the best
         for *_, name in sorted(order):

@@ -15,7 +15,7 @@ from .planes import Planes
 
 PRECISIONS = "precisions"  # name of their group
 PACE = 1.5  # how often a precision could cross all its planes in one search
-MEAN, SQUARE, TINY = 0.9, 0.99, 1e-12  # of the running averages that pace it
+MEAN, SQUARE, TINY = 40, 4, 1e-12  # its averages run over a 40th and a 4th of the search
 TURNS = 60.0  # with Adam: what a bit logit, which starts at +-0.5, can travel in a phase at the full rate
 
 
@@ -98,7 +98,8 @@ class Paced(torch.optim.Optimizer):
 
     A precision crosses up to N planes in one search, however long that is, and however large the loss and the layer.
     So it moves by ``pace`` times the gradient's mean over its root mean square, both running: Adam's rule (arXiv
-    1412.6980) at a constant rate. A rate that decays leaves the last planes half closed.
+    1412.6980) at a constant rate. A rate that decays leaves the last planes half closed. The averages run over shares
+    of the search; over a number of steps, a short search would answer the budget too late and shoot past its target.
     """
 
     @torch.no_grad()
@@ -109,18 +110,18 @@ class Paced(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             if group.get("name") == PRECISIONS:
-                self._move(group["params"], group["pace"])
+                self._move(group["params"], group["pace"], group["steps"])
         super().step()
         return loss
 
-    def _move(self, precisions: list[Tensor], pace: float) -> None:
+    def _move(self, precisions: list[Tensor], pace: float, steps: int) -> None:
         grads = [torch.zeros_like(k) if k.grad is None else k.grad for k in precisions]
         (grad,), state = at_least_float32(torch.stack(grads)), self.state[precisions[0]]
         if not state:  # of all of them together, which takes fewer steps on a GPU than one each
-            state |= {name: torch.zeros_like(grad) for name in ("mean", "square", "steps")}
-        steps = state["steps"].add_(1)
-        mean = state["mean"].lerp_(grad, 1 - MEAN) / (1 - MEAN**steps)
-        square = state["square"].lerp_(grad.square(), 1 - SQUARE) / (1 - SQUARE**steps)
+            state |= {name: torch.zeros_like(grad) for name in ("mean", "square", "step")}
+        step, by_mean, by_square = state["step"].add_(1), min(MEAN / steps, 1.0), min(SQUARE / steps, 1.0)
+        mean = state["mean"].lerp_(grad, by_mean) / (1 - (1 - by_mean) ** step)
+        square = state["square"].lerp_(grad.square(), by_square) / (1 - (1 - by_square) ** step)
         for k, by in zip(precisions, (pace * mean / square.sqrt_().add_(TINY)).unbind()):
             k.sub_(by.to(k.dtype))
             k.grad = None  # nothing left for the rule of the others
@@ -176,6 +177,6 @@ def optimizer(
     groups = parameter_groups(model, lr, logit_lr, weight_decay, steps=steps)
     for group in groups:
         if group["name"] == PRECISIONS:
-            group["pace"] = group["lr"]
+            group |= {"pace": group["lr"], "steps": steps}
     rule = {"momentum": momentum, "nesterov": momentum > 0} if kind == "sgd" else {"betas": (momentum, 0.999)}
     return cls(groups, lr=lr, fused=True, **rule)

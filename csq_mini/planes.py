@@ -78,7 +78,7 @@ class Planes(nn.Module):
     @property
     def open(self) -> Tensor:
         """Which planes are kept at present, bool ``[N]``: those whose logit is above 0, or as frozen."""
-        return self.mask > 0.5 if self.frozen else self.logits.detach() > 0
+        return self.mask > 0.5 if self.frozen else self.logits > 0
 
     @property
     def ordered(self) -> bool:
@@ -87,8 +87,12 @@ class Planes(nn.Module):
 
     @property
     def logits(self) -> Tensor:
-        """The logits of the planes' gates, ``[N]``, before the freeze (see :func:`~csq_mini.relaxed.plane_logits`)."""
-        return plane_logits(at_least_float32(self.q)[0], self.available)
+        """The logits of the planes' gates, ``[N]``, without a gradient (see :func:`~csq_mini.relaxed.plane_logits`).
+
+        They say nothing once frozen.
+        """
+        # Detached first: two threads that build a graph on q, to look and to train, have locked each other out.
+        return plane_logits(at_least_float32(self.q.detach())[0], self.available)
 
     @property
     def gates(self) -> Tensor:
@@ -194,7 +198,7 @@ class Planes(nn.Module):
         for other in self.alive - {self}:
             for parameter in other.parameters() if other.kin == self.kin and not other.frozen else ():
                 parameter.__class__ = OutdatedParameter
-        size, ended = self.p.shape[1], self.logits.detach().to(self.q.dtype, copy=True)[None]
+        size, ended = self.p.shape[1], self.logits.to(self.q.dtype, copy=True)[None]
         for name, shape in (("q", ended.shape), ("p", (count, size)), ("n", (count, size))):
             old = getattr(self, name)
             old.data, old.grad = old.new_empty(0), None  # first, so that old and new are never there at once

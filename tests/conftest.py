@@ -99,12 +99,14 @@ def set_codes(planes, codes):
 
 @torch.no_grad()
 def shake(model, seed=0, zeros=0.1):
-    """Random logits, some exactly zero, and random scales: a converted model somewhere in its training."""
+    """Random logits, some exactly zero, random scales and precisions: a converted model somewhere in its training."""
     generator = torch.Generator().manual_seed(seed)
     for planes in layers_of(model).values():
         for logits in (planes.p, planes.n, *([] if planes.frozen else [planes.q])):
             values = torch.randn(logits.shape, generator=generator)
             logits.copy_(values * (torch.rand(logits.shape, generator=generator) > zeros))
+        if planes.ordered:
+            planes.q.add_(planes.available / 2)
         planes.scale.mul_(0.5 + torch.rand((), generator=generator))
     return model
 

@@ -132,13 +132,13 @@ def test_vgg19bn_converts_trains_and_hardens_exactly():
     names = list(quantizable(model))
     assert csq.convert(model) == names
     budget, y = csq.Budget(model, 3.0), torch.arange(4)
-    optimizer = torch.optim.SGD(csq.parameter_groups(model, 0.02), momentum=0.9)
+    optimizer = csq.optimizer(model, lr=0.02, steps=100)
     csq.set_temperature(model, 1.0)
     losses = []
-    for _ in range(5):
-        loss = nn.functional.cross_entropy(model(x), y) + budget.penalty()
+    for step in range(5):
+        loss = nn.functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
-        loss.backward()
+        (loss + budget.penalty(step / 100)).backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]

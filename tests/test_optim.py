@@ -26,17 +26,19 @@ def test_every_parameter_is_in_exactly_one_group(wrap):
     assert len(members) == len(set(members)) and set(members) == {id(p) for p in model.parameters()}
 
 
-def test_groups_have_the_documented_rates_and_decay():
+@pytest.mark.parametrize("masks", csq.planes.MASKS)
+def test_groups_have_the_documented_rates_and_decay(masks):
     model = nn.Sequential(conv_net(bias=True), nn.GRU(10, 4), nn.Linear(30, 20))
-    csq.convert(model, skip="0.11", planes=4)
-    groups, layers = groups_by_name(model), layers_of(model)
+    csq.convert(model, skip="0.11", planes=4, masks=masks)
+    groups, layers = groups_by_name(model, steps=300), layers_of(model)
     owner = {id(p): group for group in groups.values() for p in group["params"]}
     sizes = [planes.shape.numel() for planes in layers.values()]
     mean = sum(sizes) / len(sizes)
     assert mean / min(sizes) > 10  # so that the cap on a mask's rate is seen
     for size, (name, planes) in zip(sizes, layers.items()):
         assert owner[id(planes.p)]["name"] == owner[id(planes.n)]["name"] == "bit logits"
-        assert owner[id(planes.q)]["lr"] == pytest.approx(0.1 * min(mean / size, 10))
+        rate = 0.1 * min(mean / size, 10) if masks == "free" else 1.5 * 4 / 300
+        assert owner[id(planes.q)]["lr"] == pytest.approx(rate)
         assert owner[id(planes.scale)]["lr"] == pytest.approx(0.1 / math.sqrt(size * 15))
         assert owner[id(model.get_submodule(name).bias)]["name"] == "norms and biases"
     norms, weights = (groups[name]["params"] for name in ("norms and biases", "float weights"))
@@ -74,25 +76,27 @@ def test_any_optimizer_takes_the_groups_and_logits_do_not_decay(optimizer):
     assert unchanged(model, before)  # nothing here decays: all layers are converted, norms and biases exempt
 
 
-def test_after_the_freeze_rates_stay_and_mask_logits_are_gone():
-    model = shake(converted())
+@pytest.mark.parametrize("masks, gone", [("free", "mask logits"), ("ordered", "precisions")])
+def test_after_the_freeze_rates_stay_and_masks_are_gone(masks, gone):
+    model = shake(converted(masks=masks))
     before = groups_by_name(model)
     csq.Budget(model, 2.0).freeze()
     after = groups_by_name(model)
-    assert set(before) - set(after) == {name for name in before if name.startswith("mask logits")} != set()
+    assert set(before) - set(after) == {name for name in before if name.startswith(gone)} != set()
     assert all(after[name]["lr"] == before[name]["lr"] for name in after)  # by all N planes, and the layer's size
     members = [id(p) for group in after.values() for p in group["params"]]
     trained = {id(p) for name, p in model.named_parameters() if not name.endswith("csq.q")}
     assert len(members) == len(set(members)) and set(members) == trained
 
 
-def test_training_moves_bits_masks_and_scales():
-    model = shake(converted(mlp()))  # no batch norm, which would leave most scales without a gradient
+@pytest.mark.parametrize("masks", csq.planes.MASKS)
+def test_training_moves_bits_masks_and_scales(masks):
+    model = shake(converted(mlp(), masks=masks))  # no batch norm, which would leave most scales without a gradient
     budget = csq.Budget(model, 2.0)
     csq.set_temperature(model, 1.0)
     before = {k: v.clone() for k, v in model.named_parameters()}
     optimizer = torch.optim.SGD(csq.parameter_groups(model, 0.1), momentum=0.9)
-    (F.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8)) + budget.penalty()).backward()
+    (F.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8)) + budget.penalty(0.5)).backward()
     optimizer.step()
     assert not [k for k, v in model.named_parameters() if torch.equal(before[k], v)]
 

@@ -111,8 +111,8 @@ def memory() -> dict[str, float]:
         layers = list(csq_layers(run.model).values())
         weights = sum(planes.shape.numel() for planes in layers)
         own = [parameter for planes in layers for parameter in planes.parameters() if parameter in run.optimizer.state]
-        moments = [run.optimizer.state[p]["momentum_buffer"] for p in own]
-        state = sum(t.nbytes for p, m in zip(own, moments) for t in (p, p.grad, m))
+        kept = [t for p in own for t in (p, p.grad, *run.optimizer.state[p].values()) if t is not None]
+        state = sum(t.nbytes for t in kept)
         # two float32 logits a plane and weight, three times
         bound = sum(len(planes.p) * planes.shape.numel() for planes in layers) * 2 * 3 * 4 / weights
         found |= {f"{phase}_bytes_per_weight": state / weights, f"{phase}_bound_bytes_per_weight": bound,

@@ -28,14 +28,14 @@ def restore(trainer: Any, state: dict[str, Any]) -> None:
         trainer.held.release()
     if trainer.budget and state["target"] != trainer.budget.target:
         trainer.budget = trainer._budget(state["target"])
-    if trainer.budget:
-        trainer.budget.load_state_dict(state["budget"])
     trainer.temperature = state["temperature"]
     trainer.progress, trainer.history = Progress(state["phase"], state["step"]), list(state["history"])
     trainer.meter.loss.copy_(state["loss"])
     trainer.meter.seconds, trainer.meter.images, trainer.meter.since = state["seconds"], state["images"], None
     if trainer.budget and not trainer.budget.frozen and is_frozen(state["model"]):
         trainer.budget.freeze(like=state["model"])
+    if trainer.budget:
+        trainer.budget.load_state_dict(state["budget"])
     trainer.model.load_state_dict(state["model"])
     if 0 < trainer.progress.step < trainer.steps:
         trainer._prepare()

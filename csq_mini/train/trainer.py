@@ -218,8 +218,8 @@ class Trainer:
                  "images_per_second": meter.images / meter.seconds}  # fmt: skip
         if self.budget:
             layers = self.budget.layers
-            entry |= {"beta": float(next(iter(layers.values())).beta), "bits": self.budget.bits()}
-            entry |= {"cut": self.budget.cut} if self.budget.cut is not None else {}
+            entry |= {"beta": float(next(iter(layers.values())).beta), "bits": self.budget.bits(),
+                      "cut": self.budget.cut}  # fmt: skip
             entry |= {f"bits/{name}": int(planes.open.sum()) for name, planes in layers.items()}
         return entry
 
