@@ -26,7 +26,7 @@ SETUPS: Mapping[str, tuple[str, str]] = {
 PARTS: Mapping[str, Callable[[Recipe], dict[str, Any]]] = {
     "csq": lambda r: {},
     "float": lambda r: {"target": None},
-    "no-masks": lambda r: {"search_epochs": 0, "finetune_epochs": r.search_epochs + r.finetune_epochs},
+    "no-masks": lambda r: {"search_epochs": 0, "finetune_epochs": r.search_epochs + r.finetune_epochs, "hold": False},
     "no-finetune": lambda r: {"search_epochs": r.search_epochs + r.finetune_epochs, "finetune_epochs": 0},
     "one-rate": lambda r: {"one_rate": True},
     "no-growth": lambda r: {"growth": False},
@@ -60,11 +60,11 @@ PROFILES: Mapping[str, Profile] = {
          "warmup_epochs": 0.2, "recalibration_batches": 4},
     ),
     "cpu": Profile(
-        "up to an hour on two CPU cores, best begun from a float checkpoint",
+        "up to an hour on two CPU cores, from a float checkpoint",
         {},
-        # High rates soon spoil a trained network: three times these close the masks within two epochs, but cost a
-        # point of accuracy that five more do not win back. Here the search only ranks planes, and the freeze cuts them.
-        {"search_epochs": 2, "finetune_epochs": 5, "batch_size": 128, "lr": 0.003, "logit_lr": 0.1,
+        # High rates soon spoil a trained network, and a search at low ones must not move its weights beside: it takes
+        # one epoch, holds them, and leaves them as they were.
+        {"search_epochs": 1, "finetune_epochs": 6, "hold": True, "batch_size": 128, "lr": 0.003, "logit_lr": 0.1,
          "warmup_epochs": 0.2, "recalibration_batches": 10, "checkpoint_steps": 200},
     ),
     "bed": Profile("the recipe as it is on any device, for networks small enough for one CPU core", {}, {}),
@@ -94,7 +94,8 @@ def plan(
     recipe = recipes.get(fitting[0], **PROFILES[profile].changes, **own)
     if epochs is not None:
         epochs = whole("epochs", epochs, 1)
-        search = round(epochs * recipe.search_epochs / (recipe.search_epochs + recipe.finetune_epochs))
+        part = recipe.search_epochs / (recipe.search_epochs + recipe.finetune_epochs)
+        search = max(round(epochs * part), 1 if part else 0)
         recipe = recipe.replace(search_epochs=search, finetune_epochs=epochs - search)
     recipe = recipe.replace(**(changes or {}))
     return recipe.replace(**METHODS[method](recipe))

@@ -28,6 +28,7 @@ from .rows import SCHEMA, Row, commit, read_row, where, write_row
 __all__ = ["METHODS", "PROFILES", "SETUPS", "plan", "read_state", "reproduce"]
 
 FOLDED = ("digits", "mnist")  # cut into five folds by us, as nobody else has cut them
+BEFORE = {"masks": "free", "optimizer": "sgd", "hold": False}  # what rows had that are older than these fields
 
 
 def reproduce(
@@ -57,7 +58,8 @@ def reproduce(
         epochs: in all, divided between the phases as the recipe divides its own; None as in the profile.
         changes: fields of the recipe with values of your own, such as ``{"lr": 0.01}``; they are part of the key.
         fold: part of "digits" or "mnist" that is the test set, 0 to 4; None is the first.
-        start: a checkpoint to begin from (see ``read_state``); None begins from random weights.
+        start: a checkpoint to begin from (see ``read_state``); None begins from random weights, which a recipe with
+            ``hold`` does not take (profile "cpu").
         device: None takes the first GPU if there is one, else the CPU.
         run_dir: folder of the run; None is ``runs/<key>``.
         data_root: folder of the data sets; None is ``CSQ_DATA``, else ``data``.
@@ -76,6 +78,7 @@ def reproduce(
     recipe = plan(method, model, data, target, seed, profile,
                   activation_bits=activation_bits, epochs=epochs, changes=changes)  # fmt: skip
     fold = _fold(data, fold)
+    _check_start(recipe, start)
     device, allocation = _device(device, profile), check_allocation(method, scheme, start)
     label = allocation.label if allocation else None
     named, origin = f"{method}-{label}" if label else method, _origin(start)
@@ -116,6 +119,12 @@ def _origin(start: str | Path | None) -> str | None:
     path = existing(start)
     with open(path, "rb") as file:
         return f"{path.name}, sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
+
+def _check_start(recipe: Recipe, start: str | Path | None) -> None:
+    if start is None and recipe.hold and recipe.target is not None and recipe.search_epochs:
+        raise ValueError("the search of this recipe holds the weights of a trained network (hold is True): give "
+                         "start=..., a checkpoint, or changes={'hold': False}")  # fmt: skip
 
 
 def _device(device: str | None, profile: str) -> str:
@@ -174,8 +183,10 @@ def _row(results: str | Path, key: str) -> Row | None:
 
 
 def _same_run(row: Row, recipe: Recipe, origin: str | None) -> bool:
-    saved = {"checkpoint_steps": recipe.checkpoint_steps}  # how often a run is saved does not change its result
-    return {**row.recipe, **saved} == _plain(recipe) and row.start == origin
+    same = {"checkpoint_steps": recipe.checkpoint_steps}  # how often a run is saved does not change its result
+    if recipe.target is None or not recipe.search_epochs:
+        same |= {"masks": recipe.masks, "hold": recipe.hold}  # nor do these where nothing is searched
+    return {**BEFORE, **row.recipe, **same} == _plain(recipe) and row.start == origin
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
