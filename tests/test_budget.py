@@ -33,7 +33,7 @@ def sizes_and_counts(model):
 
 @st.composite
 def budgets(draw):
-    """A random model with random (often tied) mask logits or precisions, a floor, and any target that can be reached."""
+    """A random model with random, often tied mask logits or precisions, a floor, and any target in reach."""
     planes = draw(st.integers(1, 8))
     sizes = draw(st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any))
     masks = draw(st.sampled_from(csq.planes.MASKS))
