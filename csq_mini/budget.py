@@ -19,8 +19,8 @@ from .rewind import Start
 from .targets import capacity, check_target, planes_in
 
 ARRIVES = 0.75  # progress of the search at which the line reaches the target
-FIRST, LEAST, MOST = 1e-4, 1e-6, 1e2  # lambda of ordered masks: its first value, and between which it stays
-FOLLOWS = 150.0  # log lambda grows by strength times this, for a bit above the line all through the search
+SMALL, MOST = 2e-4, 14.0  # lambda of ordered masks is SMALL sinh(mu), and mu lies in [-MOST, MOST]
+FOLLOWS = 150.0  # mu grows by strength times this, for a bit above the line all through the search
 LARGE_CUT = 0.25  # bits a weight; a freeze that takes away more warns
 
 
@@ -65,7 +65,7 @@ class Budget:
         self.cut = 0.0  # bits a weight that the freeze took away
         self.steered = False  # whether the penalty was asked for, which makes it a search
         self.progress = 0.0  # of the search, when it was
-        self._multiplier = FIRST
+        self._mu = 0.0
         self._cache: tuple[Tensor, ...] | None = None
         if self.frozen and self.bits() > self.target:
             raise ValueError(f"the model is frozen at {self.bits():g} bits a weight, above the target {target!r}")
@@ -94,7 +94,8 @@ class Budget:
         pulled at: they stay open anyway, and a network with an empty layer computes nothing.
 
         *Ordered masks*: lambda * sum_l (|W_l| / |W|) k_l, with precisions k held between ``floor`` and N. Lambda is a
-        multiplier found by dual ascent, as in :meth:`_follow`: it grows while R is above :meth:`line`, and falls below.
+        multiplier found by dual ascent, as in :meth:`_follow`: it grows while R is above :meth:`line`, and falls below,
+        past zero too, which opens planes.
 
         Args:
             progress: share of the search that is done, in [0, 1], such as step / steps; only ordered masks need it.
@@ -123,46 +124,49 @@ class Budget:
 
     def _ordered(self, layers: list[Planes], progress: float) -> Tensor:
         (k,), planes = at_least_float32(torch.stack([planes.q for planes in layers])), layers[0].available
-        share, floor, multiplier = self._constants(k)
+        share, floor, mu = self._constants(k)
         with torch.no_grad():
-            self._follow(multiplier, share @ torch.stack([planes.gates.sum() for planes in layers]), progress)
+            self._follow(mu, share @ torch.stack([planes.gates.sum() for planes in layers]), progress)
         inside = torch.maximum(k, floor).clamp(max=planes)
-        pull = multiplier.clone() if self.strength else 0.0  # a copy, because the next call changes it in place
-        return pull * (share @ inside) + share @ (k - inside).square()
+        return SMALL * mu.sinh() * (share @ inside) + share @ (k - inside).square()
 
-    def _follow(self, multiplier: Tensor, size: Tensor, progress: float) -> None:
-        """Let log lambda grow in proportion to how far R is above the line, and for how long.
+    def _follow(self, mu: Tensor, size: Tensor, progress: float) -> None:
+        """Let mu grow in proportion to how far R is above the line, and for how long.
 
         A multiplier that is adapted until a constraint holds needs no tuning, where a fixed strength stops at whatever
-        size its pull and the loss agree on. (Dual ascent as in arXiv 2208.04425; on the logarithm, because the pull
-        that closes the last planes is thousands of times that of the first.)
+        size its pull and the loss agree on. (Dual ascent as in arXiv 2208.04425. The hyperbolic sine is there because
+        the pull that closes the last planes is thousands of times that of the first, and because pulls have two signs.)
         """
         above = size - self.line(progress)
         above = above if self.growth else above.clamp(min=0)
         passed, self.progress = max(progress - self.progress, 0.0), progress
-        if self.strength:
-            multiplier.mul_(torch.exp(FOLLOWS * self.strength * passed * above)).clamp_(LEAST, MOST)
+        mu.add_(FOLLOWS * self.strength * passed * above).clamp_(-MOST, MOST)
 
     def _constants(self, like: Tensor) -> tuple[Tensor, ...]:
-        """Each layer's share in B and its floor, ``[layers]``, and lambda, brought to the device of the logits once."""
+        """Each layer's share in B and its floor, ``[layers]``, and mu, brought to the device of the logits once."""
         if self._cache is None or (self._cache[0].device, self._cache[0].dtype) != (like.device, like.dtype):
             sizes = [n / self.total if self.weighted else 1 / len(like) for n in self.weights.values()]
-            values = sizes, list(self.floor.values()), self.multiplier
+            values = sizes, list(self.floor.values()), self.mu
             self._cache = tuple(torch.tensor(v, dtype=like.dtype, device=like.device) for v in values)
         return self._cache
 
     @property
     def multiplier(self) -> float:
         """Lambda of ordered masks at present (waits for the device)."""
-        return float(self._cache[2]) if self._cache else self._multiplier
+        return SMALL * math.sinh(self.mu)
+
+    @property
+    def mu(self) -> float:
+        """What lambda is made of (waits for the device)."""
+        return float(self._cache[2]) if self._cache else self._mu
 
     def state_dict(self) -> dict[str, float]:
         """What steering has come to, for :meth:`load_state_dict` of a budget of the same kind."""
-        return {"multiplier": self.multiplier, "progress": self.progress, "steered": self.steered, "cut": self.cut}
+        return {"mu": self.mu, "progress": self.progress, "steered": self.steered, "cut": self.cut}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from another budget's state."""
-        self._multiplier, self.progress, self.cut = state["multiplier"], state["progress"], state["cut"]
+        self._mu, self.progress, self.cut = state["mu"], state["progress"], state["cut"]
         self.steered, self._cache = bool(state["steered"]), None
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ from .rows import SCHEMA, Row, commit, read_row, where, write_row
 __all__ = ["METHODS", "PROFILES", "SETUPS", "plan", "read_state", "reproduce"]
 
 FOLDED = ("digits", "mnist")  # cut into five folds by us, as nobody else has cut them
-BEFORE: dict[str, Any] = {"masks": "free", "optimizer": "sgd", "hold": False}  # what rows had that are older than these fields
+BEFORE: dict[str, Any] = {"masks": "free", "optimizer": "sgd", "hold": False}  # in rows older than these fields
 
 
 def reproduce(
@@ -183,9 +183,10 @@ def _row(results: str | Path, key: str) -> Row | None:
 
 
 def _same_run(row: Row, recipe: Recipe, origin: str | None) -> bool:
-    same: dict[str, Any] = {"checkpoint_steps": recipe.checkpoint_steps}  # how often a run is saved does not change its result
+    # How often a run is saved does not change its result, nor does how it searches, where nothing is searched.
+    same: dict[str, Any] = {"checkpoint_steps": recipe.checkpoint_steps}
     if recipe.target is None or not recipe.search_epochs:
-        same |= {"masks": recipe.masks, "hold": recipe.hold}  # nor do these where nothing is searched
+        same |= {"masks": recipe.masks, "hold": recipe.hold}
     return {**BEFORE, **row.recipe, **same} == _plain(recipe) and row.start == origin
 
 
