@@ -128,7 +128,9 @@ class Budget:
         with torch.no_grad():
             self._follow(mu, share @ torch.stack([planes.gates.sum() for planes in layers]), progress)
         inside = torch.maximum(k, floor).clamp(max=planes)
-        return SMALL * mu.sinh() * (share @ inside) + share @ (k - inside).square()
+        price = SMALL * mu.sinh()
+        # The way back from outside is as steep as the pull: an optimizer that goes by past gradients would not see it.
+        return price * (share @ inside) + (1 + price.abs()) * (share @ (k - inside).square())
 
     def _follow(self, mu: Tensor, size: Tensor, progress: float) -> None:
         """Let mu grow in proportion to how far R is above the line, and for how long.

@@ -262,6 +262,18 @@ def test_a_precision_is_pulled_at_by_lambda_and_its_layers_share():
     assert by == pytest.approx([0.75 * budget.multiplier, 0.25 * budget.multiplier], rel=1e-6)
 
 
+def test_a_precision_comes_back_soon_from_where_a_large_pull_has_driven_it():
+    model = ordered(3.0, 3.0, beta=2.0)
+    budget, optimizer, seen = csq.Budget(model, 1.0), csq.optimizer(model, steps=100), []
+    budget.load_state_dict(AHEAD | {"mu": 14.0})
+    for step in range(100):
+        optimizer.zero_grad()
+        budget.penalty(0.5).backward()
+        optimizer.step()
+        seen.append([float(planes.q.detach()) for planes in layers_of(model).values()])
+    assert all(0.5 < k < 1.5 for k in seen[-1]) and min(map(min, seen)) > 0
+
+
 def test_below_the_line_lambda_turns_round_and_opens_planes():
     model = ordered(2.0, 3.0, beta=2.0)
     budget = csq.Budget(model, 6.0)
@@ -278,9 +290,13 @@ def test_below_the_line_lambda_turns_round_and_opens_planes():
 
 def test_beyond_its_floor_and_all_planes_a_precision_is_held_and_not_pulled_at():
     model = ordered(0.5, 9.0)
-    csq.Budget(model, 4.0, floor={"0": 1}).penalty(0.0).backward()
-    low, high = (float(planes.q.grad) for planes in layers_of(model).values())
-    assert low == pytest.approx(0.75 * 2 * (0.5 - 1)) and high == pytest.approx(0.25 * 2 * (9 - 8))
+    for mu in (0.0, 8.0):
+        model.zero_grad()
+        budget = csq.Budget(model, 4.0, floor={"0": 1})
+        budget.load_state_dict(AHEAD | {"mu": mu})
+        budget.penalty(0.0).backward()
+        low, high = (float(planes.q.grad) / (1 + budget.multiplier) for planes in layers_of(model).values())
+        assert low == pytest.approx(0.75 * 2 * (0.5 - 1)) and high == pytest.approx(0.25 * 2 * (9 - 8))
 
 
 @pytest.mark.parametrize("precision, way", [(6.0, 1), (3.0, 0), (2.0, -1)])
