@@ -266,7 +266,7 @@ def test_a_precision_comes_back_soon_from_where_a_large_pull_has_driven_it():
     model = ordered(3.0, 3.0, beta=2.0)
     budget, optimizer, seen = csq.Budget(model, 1.0), csq.optimizer(model, steps=100), []
     budget.load_state_dict(AHEAD | {"mu": 14.0})
-    for step in range(100):
+    for _ in range(100):
         optimizer.zero_grad()
         budget.penalty(0.5).backward()
         optimizer.step()
