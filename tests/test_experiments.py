@@ -116,6 +116,24 @@ def test_what_was_done_with_another_recipe_or_start_is_run_again(tmp_path, done)
     assert read_row(rows_there / f"{started.key}.json") == started and read_row(rows_there / f"{row.key}.json") == again
 
 
+def test_rows_older_than_a_field_say_what_it_was_then(done):
+    row = done[1]
+    new = {"masks", "optimizer", "hold"}
+    old = dataclasses.replace(row, recipe={k: v for k, v in row.recipe.items() if k not in new})
+    recipe = plan("csq", "digits_cnn", "digits", 3.0, 0, "smoke")
+    assert not experiments._same_run(old, recipe, None)  # its masks were free,
+    assert experiments._same_run(old, recipe.replace(masks="free"), None)
+    for nothing_searched in ({"search_epochs": 0}, {"target": None}):  # which is all the same here
+        other = dataclasses.replace(old, recipe={**old.recipe, **nothing_searched})
+        assert experiments._same_run(other, recipe.replace(**nothing_searched), None)
+
+
+def test_a_recipe_that_holds_trained_weights_wants_some(tmp_path):
+    with pytest.raises(ValueError, match="holds the weights of a trained network.*give start="):
+        csq.reproduce("csq", "digits_cnn", "digits", 3.0, profile="cpu", results=tmp_path, device="cpu")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_run_that_was_cut_goes_on_and_ends_in_the_same_row(tmp_path, done, monkeypatch):
     class Cut(Exception):
         pass
