@@ -130,7 +130,7 @@ def test_rows_older_than_a_field_say_what_it_was_then(done):
 
 def test_a_recipe_that_holds_trained_weights_wants_some(tmp_path):
     with pytest.raises(ValueError, match="holds the weights of a trained network.*give start="):
-        csq.reproduce("csq", "digits_cnn", "digits", 3.0, profile="cpu", results=tmp_path, device="cpu")
+        csq.reproduce("csq", "digits_cnn", "digits", 3.0, profile="held", results=tmp_path, device="cpu")
     assert not [*tmp_path.iterdir()]
 
 

@@ -177,20 +177,23 @@ def _summary(rows: list[dict[str, Any]], kind: str, target: float | None) -> dic
             "max_bits": most}  # fmt: skip
 
 
-def photographs(folder: Path) -> tuple[list[str], Row]:
-    """ResNet-20 on CIFAR-10 from a float network, as lines of a table, and one of its rows."""
-    kinds = {"csq": "csq", "no-masks": "uniform"}
-    files = sorted((folder / "rows").glob("resnet20-cifar10-pretrained-*-cpu-seed0.json"))
-    rows = [row for row in map(read_row, files) if row.method in kinds and row.activation_bits is None]
-    rows.sort(key=lambda row: (row.target, row.method == "csq"))
+def photographs(folder: Path) -> tuple[list[str], list[Row]]:
+    """ResNet-20 on CIFAR-10 from a float network, as lines of a table, and its rows."""
+    kinds = {("no-masks", "cpu"): "uniform", ("csq", "cpu"): "csq, free masks",
+             ("csq", "held"): "csq, ordered masks, weights held in the search"}  # fmt: skip
+    files = sorted((folder / "rows").glob("resnet20-cifar10-pretrained-*-seed0.json"))
+    rows = [row for row in map(read_row, files) if (row.method, row.profile) in kinds and row.activation_bits is None]
+    rows = [row for row in rows if "epochs" not in row.key]
+    rows.sort(key=lambda row: (row.target, list(kinds).index((row.method, row.profile))))
     epochs = rows[0].search_epochs + rows[0].finetune_epochs
     lines = [
         f"| ResNet-20 on CIFAR-10, {epochs} epochs from a float network | bits a weight | accuracy |",
         "|---|---|---|",
         f"| float | 32 | {rows[0].start_accuracy:.2%} |",
-        *(f"| {kinds[r.method]}, target {r.target:g} | {r.paper_bits:.3f} | {r.accuracy:.2%} |" for r in rows),
-    ]
-    return lines, rows[0]
+        *(f"| {kinds[r.method, r.profile]}, target {r.target:g} | {r.paper_bits:.3f} | {r.accuracy:.2%} |"
+          for r in rows),
+    ]  # fmt: skip
+    return lines, rows
 
 
 def table(folder: Path) -> str:
@@ -204,7 +207,7 @@ def table(folder: Path) -> str:
         bits = "32" if row["max_bits"] is None else f"{row['max_bits']:.3f}"
         name = row["kind"] if row["target"] is None else f"{row['kind']}, target {row['target']:g}"
         lines.append(f"| {name} | {bits} | {row['accuracy']:.2%} | {row['std_over_seeds']:.2%} |")
-    pictures, one = photographs(folder)
+    pictures, made = photographs(folder)
     lines += [
         "",
         *pictures,
@@ -234,7 +237,8 @@ def table(folder: Path) -> str:
             f"{w['threads']} threads."
             for title, seeds, w in (
                 ("First table", cross["seeds"], cross["where"]),
-                ("Second table", [one.seed], {**one.versions, **one.hardware}),
+                *{str(on): (f"Second table, profile {row.profile}", [row.seed], on) for row in made
+                  for on in [{**row.versions, **row.hardware}]}.values(),
                 ("Third table", [step["seed"]], step["where"]),
             )
         ),

@@ -50,7 +50,7 @@ def reproduce(
         model, data: names in ``csq.models`` and ``csq.data``, a pair that a recipe exists for.
         target: average paper bits a weight; "float" ignores it.
         seed: of the initial weights, the order of the images, and their augmentation.
-        profile: one of ``PROFILES``: "smoke", "cpu" or "full".
+        profile: one of ``PROFILES``: "smoke", "cpu", "held", "bed" or "full".
         scheme: how a baseline that needs one gets the planes of its layers: a name of ``ALLOCATIONS``, with a seed of
             its own ("random:17") or that of the run; or the path of a JSON file with planes by layer, such as a row.
             None is "uniform". What is measured is measured on ``start``.
@@ -59,7 +59,7 @@ def reproduce(
         changes: fields of the recipe with values of your own, such as ``{"lr": 0.01}``; they are part of the key.
         fold: part of "digits" or "mnist" that is the test set, 0 to 4; None is the first.
         start: a checkpoint to begin from (see ``read_state``); None begins from random weights, which a recipe with
-            ``hold`` does not take (profile "cpu").
+            ``hold`` does not take (profile "held").
         device: None takes the first GPU if there is one, else the CPU.
         run_dir: folder of the run; None is ``runs/<key>``.
         data_root: folder of the data sets; None is ``CSQ_DATA``, else ``data``.
