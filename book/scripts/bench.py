@@ -208,6 +208,7 @@ def table(folder: Path) -> str:
         name = row["kind"] if row["target"] is None else f"{row['kind']}, target {row['target']:g}"
         lines.append(f"| {name} | {bits} | {row['accuracy']:.2%} | {row['std_over_seeds']:.2%} |")
     pictures, made = photographs(folder)
+    places = {row.profile: {**row.versions, **row.hardware} for row in made}
     lines += [
         "",
         *pictures,
@@ -237,8 +238,8 @@ def table(folder: Path) -> str:
             f"{w['threads']} threads."
             for title, seeds, w in (
                 ("First table", cross["seeds"], cross["where"]),
-                *{str(on): (f"Second table, profile {row.profile}", [row.seed], on) for row in made
-                  for on in [{**row.versions, **row.hardware}]}.values(),
+                *(("Second table" + (f", profile {profile}" if len(places) > 1 else ""), [0], place)
+                  for profile, place in places.items()),
                 ("Third table", [step["seed"]], step["where"]),
             )
         ),
