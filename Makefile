@@ -69,8 +69,9 @@ serve: $(if $(wildcard _build/html/index.html),setup,book) ## serve the built bo
 	{ echo "The server stopped. If port $$PORT is taken: make serve PORT=8001"; exit 1; }
 
 # It takes all variables of the command line (FROM_MAKE names them), so that a misspelt one is refused.
-reproduce: setup ## run the reproduction pages: PROFILE=smoke|cpu|full TARGETS="2 3" SEEDS="0 1" METHODS=csq PAGES=... START=...
-	$(BIN)/python book/scripts/reproduce.py
+reproduce: setup ## run the reproduction pages: PROFILE=smoke|cpu|held|full TARGETS="2 3" SEEDS="0 1" METHODS=csq PAGES=... START=...; WHAT=claims: the workflow of the claims
+	if [ "$$WHAT" = claims ]; then $(BIN)/snakemake -s book/workflow/Snakefile --cores "$$JOBS"; \
+	else $(BIN)/python book/scripts/reproduce.py; fi
 
 bench: setup ## measure step times, memory and digits accuracy; JSON goes to book/results
 	$(BIN)/python book/scripts/bench.py

@@ -3,7 +3,7 @@
     import csq_mini as csq
     csq.convert(model)                          # weights become trainable bit planes
     budget = csq.Budget(model, target=2.0)      # 2 bits a weight, on average over the layers
-    ...                                         # your loop: set_temperature, loss + budget.penalty()
+    ...                                         # your loop: set_temperature, loss + budget.penalty(progress)
     exact = csq.harden(model)                   # a plain torch model on integers
     csq.save_packed(exact, "model.safetensors") # in a file that is as small as its bits
 
@@ -23,7 +23,7 @@ from .experiments.reproduce import reproduce
 from .files import __version__
 from .gates import gate, temperature
 from .onnx_export import export_onnx
-from .optim import parameter_groups
+from .optim import optimizer, parameter_groups
 from .packed import Packed, PackedFileError, load_packed, save_packed, verify_packed
 from .recipes import Recipe
 from .report import Report, report
@@ -33,7 +33,7 @@ from .train import Result, Trainer, accuracy, evaluate, fit
 __all__ = [
     "Budget", "Integers", "Packed", "PackedFileError", "Recipe", "Report", "Result", "Trainer", "__version__",
     "accuracy", "convert", "data", "evaluate", "export_onnx", "fit", "fold_batch_norm", "gate", "harden",
-    "integers", "load_packed", "models", "parameter_groups", "plots", "pretrained", "quantize_activations",
+    "integers", "load_packed", "models", "optimizer", "parameter_groups", "plots", "pretrained", "quantize_activations",
     "recalibrate", "recipes", "report", "reproduce", "save_packed", "set_temperature", "temperature",
     "verify_packed",
 ]  # fmt: skip

@@ -47,6 +47,24 @@ def integer_to_planes(codes: Tensor, planes: int) -> tuple[Tensor, Tensor]:
     return bits & (flat > 0), bits & (flat < 0)
 
 
+def signed_digits(codes: Tensor, planes: int) -> tuple[Tensor, Tensor]:
+    """Write integer codes (any shape) as digits -1, 0, 1 of the places 2^b, such that leaving low planes out *rounds*.
+
+    From the highest plane down, each digit is the one nearest to what is left, so every run of planes from the top
+    holds the code rounded to their grid; plain bits would cut it off, with twice the error. This is what two planes for
+    the sign are good for: 7 = 8 - 1. Returns P and N as :func:`integer_to_planes` does; no plane has a weight in both,
+    but a weight can have bits in P and N, of different planes.
+    """
+    positive, negative = integer_to_planes(codes, planes)  # checks, and has the right shapes
+    left = codes.reshape(-1).to(torch.int16, copy=True)
+    for b in reversed(range(planes)):
+        half = 2**b / 2
+        torch.gt(left, half, out=positive[b])  # a tie leaves the plane empty
+        torch.lt(left, -half, out=negative[b])
+        left += (negative[b].short() - positive[b].short()) * 2**b
+    return positive, negative
+
+
 def planes_to_integer(positive: Tensor, negative: Tensor) -> Tensor:
     """The codes sum_b 2^b (P_b - N_b), int16 ``[numel]``, of bits given as bool or 0/1, both ``[planes, numel]``."""
     codes = torch.zeros(positive.shape[1], dtype=torch.int16, device=positive.device)

@@ -208,7 +208,7 @@ def kept_counts(state: Mapping[str, Tensor], planes: Mapping[str, int]) -> dict[
     counts = {}
     for name, available in planes.items():
         key, logits = (f"{name}.csq.{end}".lstrip(".") for end in ("mask", "q"))
-        if key not in state or logits not in state or state[logits].ndim == 1:
+        if key not in state or logits not in state or state[logits].ndim < 2:
             why = "was saved before one" if key in state else f"has no {key}"
             raise ValueError(f"freeze(like=...) needs a state_dict saved after a freeze; this one {why}")
         if len(state[key]) != available:

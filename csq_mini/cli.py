@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from .data.store import listing
 from .experiments.baselines.allocations import ALLOCATIONS
 from .experiments.baselines.loop import GIVEN
 from .experiments.pretrained import pack_run
-from .experiments.reproduce import METHODS, PROFILES, SETUPS, reproduce
+from .experiments.queue import read_jobs, run_queue, words
+from .experiments.reproduce import FOLDED, METHODS, PROFILES, SETUPS, reproduce
 from .files import __version__
 from .packed import verify_packed
 from .train import fit, processes
@@ -38,7 +40,7 @@ def train(args: argparse.Namespace) -> None:
     data_name = args.data or usual_data
     build, load = models.get(args.model or usual_model), data.get(data_name)
     torch.manual_seed(recipe.seed)
-    images = load() if data_name == "digits" or args.data_root is None else load(root=args.data_root)
+    images = load() if data_name in FOLDED or args.data_root is None else load(root=args.data_root)
     network = build(num_classes=images.classes)
     with processes.join(args.device) as device:
         result = fit(
@@ -58,10 +60,23 @@ def train(args: argparse.Namespace) -> None:
 def repeat(args: argparse.Namespace) -> None:
     """Run one reproduction and sum up its row."""
     names = ("method", "model", "data", "target", "seed", "profile", "scheme", "activation_bits", "epochs", "start",
-             "device", "run_dir", "data_root", "results", "keep")  # fmt: skip
-    row = reproduce(**{name: getattr(args, name) for name in names}, progress=not args.quiet)
+             "fold", "device", "run_dir", "data_root", "results", "keep")  # fmt: skip
+    changes = dict(_assignment(text) for text in args.set)
+    row = reproduce(**{name: getattr(args, name) for name in names}, changes=changes, progress=not args.quiet)
     print(f"{row.key}: accuracy {row.accuracy:.4f} at {row.paper_bits:.3f} paper bits, {row.bytes} bytes")
     print(f"{row.seconds:.0f} s, {row.images_per_second:.0f} images/s")
+
+
+def queue(args: argparse.Namespace) -> int:
+    """Run the jobs of a file for some minutes; 1 if any are left."""
+    jobs = [{"results": args.results, **job} for job in read_jobs(args.file)]
+    left = run_queue(jobs, args.jobs, args.minutes)
+    print(f"{len(jobs) - len(left)} of {len(jobs)} jobs are done" + ("; left are:" if left else ""))
+    for job in left:
+        print("  csq-mini reproduce " + shlex.join(words(job)))
+    if left:
+        print("call it again to go on; what each job said is in runs/queue-*.log")
+    return 1 if left else 0
 
 
 def verify(args: argparse.Namespace) -> None:
@@ -155,6 +170,11 @@ def parser() -> argparse.ArgumentParser:
                      help="train under bfloat16 autocast, or not; if not given, on GPUs alone")  # fmt: skip
     _add_common(run)
     _add_reproduce(command("reproduce", repeat, "run one experiment of the book and write its row of results"))
+    many = command("queue", queue, "run many reproductions, several side by side, for so many minutes")
+    many.add_argument("file", metavar="FILE", help="JSON list of jobs, such as book/workflow/gpu.json, best first")
+    many.add_argument("--jobs", type=int, default=1, help="at a time (default: %(default)s)")
+    many.add_argument("--minutes", type=float, default=9.0, help="then all stop, to go on later (default: %(default)s)")
+    many.add_argument("--results", metavar="DIR", default="results", help="folder for the rows (default: %(default)s)")
     look = command("inspect", lambda args: print(verify_packed(args.file)), "what a packed file holds: planes, bytes")
     look.add_argument("file", metavar="FILE")
     check = command("verify", verify, "check a packed file; exit code 2 if anything is wrong with it")
@@ -177,6 +197,8 @@ def _add_reproduce(run: argparse.ArgumentParser) -> None:
                      "seed: random:17), or a JSON file; if not given, uniform")  # fmt: skip
     run.add_argument("--activation-bits", type=int, help="bits of the activations; if not given they stay float")
     run.add_argument("--epochs", type=int, help="in all, instead of the profile's")
+    run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change any field of the recipe")
+    run.add_argument("--fold", type=int, help="of digits or mnist: the part that is the test set, 0 to 4")
     run.add_argument("--start", metavar="FILE", help="checkpoint to begin from (.safetensors, .pt or .pt.xz)")
     run.add_argument("--results", metavar="DIR", default="results", help="folder for the row (default: %(default)s)")
     run.add_argument("--keep", action="store_true", help="keep the model beside the row, as a packed file")

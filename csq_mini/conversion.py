@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from .bits import check_planes
-from .check import check_layer, floats_in_words, refuse_tied, select
+from .check import check_layer, floats_in_words, refuse_tied, select, unknown
 from .computed import HOW, computed
 from .gates import check_temperature
 from .modules import copied, named_modules, owner_of, unwrap
-from .planes import Planes, csq_layers, has_planes
+from .planes import MASKS, Planes, csq_layers, has_planes
 from .scheme import Scheme, harden_planes
 
 CONVERTIBLE = (
@@ -88,7 +88,9 @@ def _empty_layer(base: type[nn.Module]) -> Converted:
     return cls.__new__(cls)
 
 
-def convert(model: nn.Module, planes: int = 8, skip: str | Iterable[str] = ()) -> list[str]:
+def convert(
+    model: nn.Module, planes: int = 8, skip: str | Iterable[str] = (), masks: str = "ordered"
+) -> list[str]:  # fmt: skip
     """Turn every layer's weight into trainable bit planes, in place.
 
     Changes each Conv1-3d, ConvTranspose1-3d, Linear and Embedding (subclasses too); the rest stays float. Afterwards
@@ -99,6 +101,8 @@ def convert(model: nn.Module, planes: int = 8, skip: str | Iterable[str] = ()) -
         model: any module with float weights, trained or not.
         planes: N, 1 to 8 planes a layer; weights are rounded to +-(2^N - 1) steps.
         skip: fnmatch patterns of dotted layer names that stay float, such as ``"layer1.*"``.
+        masks: how a layer chooses its planes: "ordered" opens them from the highest down, as many as one trained
+            number, its precision, says; "free" trains a mask logit for each, as the paper does.
 
     Returns:
         Names of the converted layers.
@@ -109,15 +113,17 @@ def convert(model: nn.Module, planes: int = 8, skip: str | Iterable[str] = ()) -
             another parametrization.
 
     Raises:
-        ValueError: for planes outside 1..8, a pattern that matches no layer, a weight that is tied or not finite, a
-            model that is converted already or has nothing to convert. The model is unchanged then.
+        ValueError: for planes outside 1..8, unknown masks, a pattern that matches no layer, a weight that is tied or
+            not finite, a model that is converted already or has nothing to convert. The model is unchanged then.
     """
     planes = check_planes(planes)
+    if masks not in MASKS:
+        raise ValueError(unknown("masks", masks, MASKS))
     chosen, floats = convertible(model, skip)
     if floats:
         warnings.warn(f"stays float: {floats}", stacklevel=2)
     for module in chosen.values():
-        _convert_layer(module, planes)
+        _convert_layer(module, planes, masks)
     return list(chosen)
 
 
@@ -155,11 +161,11 @@ def _own_weight(module: nn.Module) -> nn.Parameter | None:
     return weight if weight is not None and weight.is_floating_point() else None
 
 
-def _convert_layer(module: Any, planes: int) -> None:
+def _convert_layer(module: Any, planes: int, masks: str) -> None:
     weight = module._parameters.pop("weight")
     module.__dict__.pop("csq", None)  # of an earlier hardening
     module.__class__ = converted_class(type(module))
-    module.csq = Planes(weight, planes).train(module.training)
+    module.csq = Planes(weight, planes, masks).train(module.training)
 
 
 def set_temperature(model: nn.Module, beta: float) -> None:

@@ -1,4 +1,4 @@
-"""Networks, not trained: a small CNN for digits, ResNet-20 and VGG-19 for CIFAR, ResNets for ImageNet.
+"""Networks, not trained: small CNNs for digits, ResNet-8, ResNet-20 and VGG-19 for CIFAR, ResNets for ImageNet.
 
 Batch norm, which stays float, follows every convolution. Every activation is a module, so that
 :func:`csq_mini.quantize_activations` finds it. Source of the ResNets: He et al. (arXiv 1512.03385); of VGG-19:
@@ -109,6 +109,32 @@ class ResNetCIFAR(nn.Module):
 
 
 @_named
+def mnist_cnn(num_classes: int = 10) -> nn.Sequential:
+    """A CNN of 3x3 convolutions: 16 592 weights in 5 layers.
+
+    Maps images ``[batch, 1, 28, 28]`` (or another size) to logits ``[batch, num_classes]``.
+    """
+    layers = {
+        "conv1": _block(_conv(1, 16, stride=2)),
+        "conv2": _block(_conv(16, 16)),
+        "conv3": _block(_conv(16, 32, stride=2)),
+        "conv4": _block(_conv(32, 32)),
+        "pool": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        "fc": nn.Linear(32, num_classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+@_named
+def resnet8(num_classes: int = 10) -> ResNetCIFAR:
+    """ResNet-8 for CIFAR, one block a stage: 77 360 weights in 10 layers.
+
+    Maps images ``[batch, 3, 32, 32]`` (or another size) to logits ``[batch, num_classes]``.
+    """
+    return ResNetCIFAR(1, num_classes)
+
+
+@_named
 def resnet20(num_classes: int = 10) -> ResNetCIFAR:
     """ResNet-20 for CIFAR, with 1x1 convolutions as shortcuts: 270 896 weights in 22 layers.
 
@@ -160,7 +186,8 @@ def resnet50(num_classes: int = 1000) -> nn.Module:
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "digits_cnn": digits_cnn, "resnet20": resnet20, "vgg19bn": vgg19bn, "resnet18": resnet18, "resnet50": resnet50,
+    "digits_cnn": digits_cnn, "mnist_cnn": mnist_cnn, "resnet8": resnet8, "resnet20": resnet20, "vgg19bn": vgg19bn,
+    "resnet18": resnet18, "resnet50": resnet50,
 }  # fmt: skip
 
 

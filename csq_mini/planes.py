@@ -12,14 +12,17 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from .bits import at_least_float32, integer_to_planes, quantization_scale, round_to_grid, unit_step
+from .bits import at_least_float32, integer_to_planes, quantization_scale, round_to_grid, signed_digits, unit_step
 from .check import OutdatedParameter, Retired, check_finite, other_phase, refuse_old_wrapper
 from .gates import LOGIT
 from .modules import named_modules, unwrap
-from .relaxed import CHUNK, AllWeights, PlaneSum, places, plain_sum
+from .relaxed import CHUNK, AllWeights, PlaneSum, places, plain_sum, plane_gates, plane_logits
 
 DROPPED, LEARNED, FILLED = 0, 1, 2
 """What the ``mask`` of a frozen layer says of a plane."""
+
+MASKS = ("ordered", "free")
+"""Ways in which a layer chooses its planes, see :class:`Planes`."""
 
 SCALES = [2 ** (-part / 8) for part in range(8)]  # that a freeze tries: eight within an octave
 
@@ -27,31 +30,33 @@ SCALES = [2 ** (-part / 8) for part in range(8)]  # that a freeze tries: eight w
 class Planes(nn.Module):
     """The planes of one weight. Calling it gives the weight at the present temperature, or with every gate hard.
 
-    Until the freeze all N planes are there, and mask logits choose among them. From the freeze on the choice is a
-    constant: ``q`` counts no more, and ``p`` and ``n`` hold the planes kept and no others.
+    Until the freeze all N planes are there, and gates choose among them: ``masks="ordered"`` opens them from the
+    highest down, as many as the layer's precision says; ``"free"`` has a logit for each, as the paper does. From the
+    freeze on the choice is a constant: ``q`` counts no more, and ``p`` and ``n`` hold the planes kept and no others.
     """
 
     alive: WeakSet[Planes] = WeakSet()  # all there are, so that copies learn of a freeze
 
     # All there is to know lies in these tensors, floats and always as many, for whoever copies or averages them (EMA).
     # q comes first: an average made before the freeze that is given what comes after it then fails before it changes.
-    q: nn.Parameter  # mask logits, [N]; [1, N] once frozen, as they ended: they count no more
+    q: nn.Parameter  # ordered masks: the precision, 0-dim; free ones: their logits, [N]; as these ended, [1, N]
     scale: nn.Parameter  # 0-dim; the weight that all N planes together hold
     p: nn.Parameter  # bit logits, [planes, numel], least significant plane first
     n: nn.Parameter
     beta: Tensor  # 0-dim; the temperature
     mask: Tensor  # [N]: DROPPED, LEARNED or FILLED; says nothing until the freeze
 
-    def __init__(self, weight: Tensor, planes: int):
+    def __init__(self, weight: Tensor, planes: int, masks: str = "ordered"):
         super().__init__()
         self.shape, size = weight.shape, weight.numel()
         self.kin = uuid4().hex  # the same in all copies
         self.ahead: Tensor | None = None  # within :func:`computed_ahead`
-        for name, shape in (("q", (planes,)), ("scale", ()), ("p", (planes, size)), ("n", (planes, size))):
-            value = weight.detach().new_full(shape, 0 if name == "scale" else LOGIT)
+        logits = () if masks == "ordered" else (planes,)
+        for name, shape in (("q", logits), ("scale", ()), ("p", (planes, size)), ("n", (planes, size))):
+            value = weight.detach().new_zeros(shape)
             self.register_parameter(name, nn.Parameter(value, requires_grad=weight.requires_grad))
         self.register_buffer("beta", weight.detach().new_full((), math.inf))
-        self.register_buffer("mask", torch.full_like(self.q.detach(), DROPPED))
+        self.register_buffer("mask", weight.detach().new_full((planes,), DROPPED))
         self.was_hard = True  # when last looked at, see ``hard``
         self.load_float(weight)
         self.alive.add(self)
@@ -72,8 +77,27 @@ class Planes(nn.Module):
 
     @property
     def open(self) -> Tensor:
-        """Which planes are kept at present, bool ``[N]``: 1[q > 0], or as frozen."""
-        return self.mask > 0.5 if self.frozen else self.q.detach() > 0
+        """Which planes are kept at present, bool ``[N]``: those whose logit is above 0, or as frozen."""
+        return self.mask > 0.5 if self.frozen else self.logits > 0
+
+    @property
+    def ordered(self) -> bool:
+        """Whether planes open in order, by one precision; says nothing once frozen."""
+        return self.q.ndim == 0
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits of the planes' gates, ``[N]``, without a gradient (see :func:`~csq_mini.relaxed.plane_logits`).
+
+        They say nothing once frozen.
+        """
+        # Detached first: two threads that build a graph on q, to look and to train, have locked each other out.
+        return plane_logits(at_least_float32(self.q.detach())[0], self.available)
+
+    @property
+    def gates(self) -> Tensor:
+        """How far each plane is open at the present temperature, ``[N]``, before the freeze."""
+        return plane_gates(at_least_float32(self.q)[0], self.available, math.inf if self.hard else self.beta)
 
     @property
     def place(self) -> Tensor:
@@ -124,7 +148,8 @@ class Planes(nn.Module):
         step = unit_step(at_least_float32(self.scale)[0], self.available)
         if low < high:
             codes = round_to_grid(weight, step, low, high) // 2**low
-            for logits, bits in zip((self.p, self.n), integer_to_planes(codes, high - low)):
+            split = signed_digits if self.ordered else integer_to_planes
+            for logits, bits in zip((self.p, self.n), split(codes, high - low)):
                 logits.copy_(bits).sub_(LOGIT)
 
     @torch.no_grad()
@@ -145,7 +170,7 @@ class Planes(nn.Module):
             scale = scale * (2**self.available - 1) / (2**high - 2**low)
         self._round(weight, self.scale.clone() if self._on_grid(weight, low, high) else scale, low, high)
         if not self.frozen:
-            self.q.fill_(LOGIT)
+            self.q.fill_(self.available if self.ordered else LOGIT)
 
     def _on_grid(self, weight: Tensor, low: int, high: int) -> bool:
         """Whether the weight is a product of the present step and integers that planes ``low`` to ``high - 1`` hold."""
@@ -153,17 +178,18 @@ class Planes(nn.Module):
         return bool(step) and torch.equal((step * round_to_grid(weight, step, low, high)).to(weight.dtype), weight)
 
     @torch.no_grad()
-    def freeze(self, count: int) -> None:
-        """Keep ``count`` contiguous planes for good, and round the present weight onto them.
+    def freeze(self, count: int, weight: Tensor | None = None) -> None:
+        """Keep ``count`` contiguous planes for good, and round the present weight onto them, or another of its shape.
 
         Every run of that many planes is tried at eight scales within an octave; the least squared rounding error
         wins, and in a tie the more significant run. Planes in it that the search had closed are marked as filled. All
         bit logits go back to +-0.5, where the finetune starts, as in continuous sparsification (arXiv 1912.04427).
         """
-        weight, (scale,), planes = self(), at_least_float32(self.scale), self.available
+        planes, scale = self.available, self.scale if weight is None else quantization_scale(weight)
+        weight, (scale,) = self() if weight is None else weight.to(self.scale), at_least_float32(scale.to(self.scale))
         grids = [(scale * finer, high) for high in range(planes, count - 1, -1) for finer in SCALES]
         scale, high = min(grids, key=lambda g: _error(weight, unit_step(g[0], planes), g[1] - count, g[1]))
-        self.mask[high - count : high] = torch.where(self.q > 0, LEARNED, FILLED)[high - count : high].to(self.mask)
+        self.mask[high - count : high] = torch.where(self.open, LEARNED, FILLED)[high - count : high].to(self.mask)
         self._drop(count)
         self._round(weight, scale, high - count, high)
 
@@ -172,7 +198,7 @@ class Planes(nn.Module):
         for other in self.alive - {self}:
             for parameter in other.parameters() if other.kin == self.kin and not other.frozen else ():
                 parameter.__class__ = OutdatedParameter
-        size, ended = self.p.shape[1], self.q.detach().clone()[None]
+        size, ended = self.p.shape[1], self.logits.to(self.q.dtype, copy=True)[None]
         for name, shape in (("q", ended.shape), ("p", (count, size)), ("n", (count, size))):
             old = getattr(self, name)
             old.data, old.grad = old.new_empty(0), None  # first, so that old and new are never there at once

@@ -12,11 +12,13 @@ from .activations import check_activation_bits
 from .bits import check_planes
 from .check import number, unknown, whole
 from .gates import check_temperature
+from .optim import KINDS
+from .planes import MASKS
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What :func:`csq_mini.fit` does with a model and data; the optimizer is SGD with Nesterov momentum.
+    """What :func:`csq_mini.fit` does with a model and data.
 
     Raises ValueError for a bad value and TypeError for an unknown field.
 
@@ -25,17 +27,21 @@ class Recipe:
         seed: of the batch order, augmentation and dropout (initialise the model yourself).
         planes: N, planes to choose from, 1 to 8.
         skip: fnmatch patterns of layers that stay float.
+        masks: "ordered" or "free", see :func:`csq_mini.convert`.
         search_epochs: epochs that learn masks; 0 freezes at once, which gives every layer the same precision.
         finetune_epochs: epochs after the freeze, in which the temperature rises again.
         batch_size: images in a step.
         lr: peak learning rate of each phase, which has a linear warm-up and a cosine to 0.
-        logit_lr: peak rate of bit logits; None is ten times ``lr``.
-        momentum, weight_decay: of SGD; see :func:`csq_mini.parameter_groups` for what decays.
+        optimizer: "sgd", "adam" or "adamw", see :func:`csq_mini.optimizer`.
+        logit_lr: peak rate of bit logits; None as there.
+        momentum, weight_decay: of the optimizer; see :func:`csq_mini.parameter_groups` for what decays.
         warmup_epochs: length of the warm-up in each phase.
-        strength: lambda of the budget.
+        strength: of the budget, see :class:`csq_mini.Budget`.
         floor: planes that each layer keeps at least.
+        hold: for a trained network: the search trains masks or precisions alone, and the freeze rounds the weights as
+            they were before it.
         growth, weighted: False removes this part of the budget's penalty, see :class:`csq_mini.Budget`.
-        one_rate: gives every parameter the rate ``lr``, to see what the rates of the logits are for.
+        one_rate: gives every parameter but precisions the rate ``lr``, to see what the rates of the logits are for.
         activation_bits: bits of every ReLU's output, by PACT; None leaves activations float.
         beta_start, beta_end: temperature at both ends of each phase.
         recalibration_batches: batches of up to 512 augmented training images that re-estimate batch norm before a
@@ -47,9 +53,11 @@ class Recipe:
     seed: int = 0
     planes: int = 8
     skip: tuple[str, ...] = ()
+    masks: str = "ordered"
     search_epochs: int = 60
     finetune_epochs: int = 40
     batch_size: int = 128
+    optimizer: str = "sgd"
     lr: float = 0.1
     logit_lr: float | None = None
     momentum: float = 0.9
@@ -57,6 +65,7 @@ class Recipe:
     warmup_epochs: float = 1.0
     strength: float = 0.2
     floor: int = 1
+    hold: bool = False
     growth: bool = True
     weighted: bool = True
     one_rate: bool = False
@@ -78,11 +87,14 @@ class Recipe:
         if not isinstance(self.skip, (tuple, list)) or not all(isinstance(p, str) for p in self.skip):
             raise ValueError(f"skip must be a tuple of patterns, such as ('fc',), got {self.skip!r}")
         object.__setattr__(self, "skip", tuple(self.skip))  # a list, as JSON gives it, is welcome
+        for name, known in (("masks", MASKS), ("optimizer", KINDS)):
+            if getattr(self, name) not in [*known]:
+                raise ValueError(unknown(name, getattr(self, name), known))
         for name in ("seed", "search_epochs", "finetune_epochs", "floor", "recalibration_batches"):
             self._set(name, whole, 0, 2**63 - 1)
         for name in ("batch_size", "checkpoint_steps"):
             self._set(name, whole, 1)
-        for name in ("growth", "weighted", "one_rate"):
+        for name in ("hold", "growth", "weighted", "one_rate"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.activation_bits is not None:
@@ -131,6 +143,8 @@ RECIPES: Mapping[str, Recipe] = {
     # the phases and all else are the defaults above.
     "resnet18-imagenet": IMAGENET,
     "resnet50-imagenet": IMAGENET,
+    "resnet8-cifar10": Recipe(search_epochs=14, finetune_epochs=10),
+    "mnist": Recipe(search_epochs=15, finetune_epochs=15, batch_size=64, warmup_epochs=2.0),
 }
 
 

@@ -13,19 +13,23 @@ from torch import Tensor
 from .bits import at_least_float32, place_values, unit_step
 from .gates import LOGIT, gate
 
+SOFTER = 2 / 3
+"""Exponent that makes the gates of ordered masks softer than those of bits."""
+
 CHUNK = 2**17  # weights computed at a time, so that what is needed in passing stays small
 
 
-def gain(beta: Tensor, frozen: bool) -> Tensor:
+def gain(beta: Tensor, masked: bool) -> Tensor:
     """What a step is multiplied by at ``beta``, so that the weight of a new layer is the same at every temperature.
 
     All logits start at +-0.5. At a finite temperature an open bit then counts f(0.5) - f(-0.5) = tanh(beta / 4), and
-    an open mask f(0.5). Dividing by both leaves the network as it was, with or without batch norm. A frozen mask is
-    constant and needs no gain. Continuous sparsification (arXiv 1912.04427) divides likewise.
+    an open free mask f(0.5). Dividing by both leaves the network as it was, with or without batch norm. A frozen mask
+    is constant, and ordered ones start wide open, but for the lowest; these need no gain (``masked=False``).
+    Continuous sparsification (arXiv 1912.04427) divides likewise.
     """
     (beta,) = at_least_float32(beta)
     open_bit = torch.tanh(beta * (LOGIT / 2))
-    return 1 / open_bit if frozen else (1 + torch.exp(-beta * LOGIT)) / open_bit
+    return (1 + torch.exp(-beta * LOGIT)) / open_bit if masked else 1 / open_bit
 
 
 def places(mask: Tensor, rows: int) -> Tensor:
@@ -50,12 +54,39 @@ def _worth(p: Tensor, q: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
     if q.ndim == 2:
         return places(mask, len(p))
     (q,) = at_least_float32(q)
-    return place_values(len(q), q) * gate(q, beta)
+    return place_values(len(mask), q) * plane_gates(q, len(mask), beta)
+
+
+def plane_logits(q: Tensor, planes: int) -> Tensor:
+    """The logit of each plane's gate, ``[N]``, before the freeze: free mask logits, or those of a precision.
+
+    Free masks have one of their own, and ``q`` holds them. A layer with ordered masks has one number, its precision k:
+    planes open from the highest down, one for each unit of k, as a thermometer rises. The j-th of them (from 1) has
+    the logit k - j + 1/2, so that k rounded is the number of planes open.
+    """
+    if q.ndim:
+        return q
+    nth = planes - torch.arange(planes, dtype=q.dtype, device=q.device)
+    return q - nth + 0.5
+
+
+def plane_gates(q: Tensor, planes: int, beta: Tensor | float) -> Tensor:
+    """How far each plane is open before the freeze, ``[N]``."""
+    return gate(plane_logits(q, planes), beta if q.ndim else ordered_beta(beta))
+
+
+def ordered_beta(beta: Any) -> Any:
+    """The temperature of ordered masks when that of the bits is ``beta``.
+
+    The loss moves a precision only through gates that are neither open nor closed. Softer gates let it say for longer,
+    and for more layers at a time, which plane is worth its size; with those of the bits the choice was poorer.
+    """
+    return beta**SOFTER
 
 
 def _gain(q: Tensor, beta: Tensor | float) -> Tensor | float:
     """The gain; 1 with hard gates, for which beta is a float."""
-    return 1.0 if isinstance(beta, float) else gain(beta, frozen=q.ndim == 2)
+    return 1.0 if isinstance(beta, float) else gain(beta, masked=q.ndim == 1)
 
 
 def fused_sum(p: Tensor, n: Tensor, q: Tensor, scale: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
@@ -114,8 +145,10 @@ def _fused_gradients(
         worth, unit = _worth(p, q, mask, beta), unit_step(_gain(q, beta), len(mask))
         inner = torch.mv(f, grad) - torch.mv(g, grad)  # [rows]: the gradient along each plane
         column = (scale * unit * slope) * worth  # times f (1 - f) it is the slope of the weight by p
-        if q.ndim == 1:
-            grad_q = (column * inner * (1 - gate(at_least_float32(q)[0], beta))).to(q.dtype)
+        if q.ndim < 2:
+            closed = 1 - plane_gates(at_least_float32(q)[0], len(mask), beta)
+            by_plane = (scale * unit * (slope if q.ndim else ordered_beta(slope))) * worth * inner * closed
+            grad_q = (by_plane if q.ndim else by_plane.sum()).to(q.dtype)
         grad_scale = unit * (worth @ inner)
         # Large tensors change in place: new ones cost more than the sums.
         grad_p = f.addcmul_(f, f, value=-1).mul_(grad).mul_(column.view(-1, 1))

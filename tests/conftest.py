@@ -68,9 +68,9 @@ class Net(nn.Module):
 TOKENS = torch.tensor([[1, 0, 5], [10, 3, 3], [0, 7, 2]])
 
 
-def converted(model=None, planes=8):
+def converted(model=None, planes=8, masks="ordered"):
     model = conv_net() if model is None else model
-    csq.convert(model, planes)
+    csq.convert(model, planes, masks=masks)
     return model
 
 
@@ -99,12 +99,14 @@ def set_codes(planes, codes):
 
 @torch.no_grad()
 def shake(model, seed=0, zeros=0.1):
-    """Random logits, some exactly zero, and random scales: a converted model somewhere in its training."""
+    """Random logits, some exactly zero, random scales and precisions: a converted model somewhere in its training."""
     generator = torch.Generator().manual_seed(seed)
     for planes in layers_of(model).values():
         for logits in (planes.p, planes.n, *([] if planes.frozen else [planes.q])):
             values = torch.randn(logits.shape, generator=generator)
             logits.copy_(values * (torch.rand(logits.shape, generator=generator) > zeros))
+        if planes.ordered:
+            planes.q.add_(planes.available / 2)
         planes.scale.mul_(0.5 + torch.rand((), generator=generator))
     return model
 

@@ -158,7 +158,7 @@ def test_a_model_of_few_bits_learns_and_so_does_every_clip(autocast):
     optimizer = torch.optim.SGD(csq.parameter_groups(model, 0.1), momentum=0.9)
     csq.set_temperature(model, 1.0)
     losses = []
-    for _ in range(60):
+    for _ in range(100):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()

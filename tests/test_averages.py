@@ -152,7 +152,7 @@ def test_a_copy_made_before_a_freeze_is_used_and_saved_as_before(tmp_path):
     for optimizer in (torch.optim.SGD(csq.parameter_groups(twin, 0.1), 0.1), torch.optim.AdamW(twin.parameters())):
         before = twin[0].csq.p.detach().clone()
         optimizer.zero_grad()
-        (twin.train()(X).square().sum() + budget.penalty()).backward()
+        (twin.train()(X).square().sum() + budget.penalty(0.5)).backward()
         optimizer.step()
         assert not torch.equal(twin[0].csq.p, before)
     budget.freeze()
@@ -168,7 +168,7 @@ def test_an_average_hardens_without_its_wrapper():
 
 
 def test_the_average_of_two_masks_is_refused():
-    model, other = (shake(converted(nn.Sequential(nn.Linear(8, 6))), seed) for seed in (0, 1))
+    model, other = (shake(converted(nn.Sequential(nn.Linear(8, 6)), masks="free"), seed) for seed in (0, 1))
     for planes, low in ((model[0].csq, 2), (other[0].csq, 3)):
         with torch.no_grad():
             planes.q.fill_(-1)[low : low + 2] = 1

@@ -12,6 +12,7 @@ from csq_mini.bits import (
     planes_to_integer,
     quantization_scale,
     round_to_grid,
+    signed_digits,
     unit_step,
 )
 
@@ -172,3 +173,27 @@ def test_rounding_leaves_the_weight_as_it_was(dtype):
 
 def test_the_grid_of_a_zero_step_is_zero():
     assert not round_to_grid(torch.ones(3), torch.tensor(0.0), 0, 8).any()
+
+
+@pytest.mark.parametrize("planes", WIDTHS)
+def test_signed_digits_are_the_code_and_every_run_from_the_top_rounds_it(planes):
+    most = 2**planes - 1
+    codes = torch.arange(-most, most + 1)
+    positive, negative = signed_digits(codes, planes)
+    assert not (positive & negative).any()
+    assert torch.equal(planes_to_integer(positive, negative), codes.short())
+    for low in range(planes):  # planes low and above
+        kept = torch.arange(planes).view(-1, 1) >= low
+        grid = planes_to_integer(positive & kept, negative & kept)
+        assert torch.equal(grid % 2**low, torch.zeros_like(grid))
+        nearest = torch.minimum((codes.abs() % 2**low), 2**low - codes.abs() % 2**low)
+        inside = codes.abs() <= 2**planes - 2**low  # beyond, the grid ends
+        assert torch.equal((grid - codes).abs()[inside], nearest[inside])
+
+
+def test_signed_digits_take_any_shape_and_refuse_what_does_not_fit():
+    positive, negative = signed_digits(torch.tensor([[7, -7], [0, 3]]), 4)
+    assert positive.shape == negative.shape == (4, 4)
+    assert positive[:, 0].tolist() == [False, False, False, True] and negative[:, 0].tolist() == [True] + [False] * 3
+    with pytest.raises(ValueError, match="code 16 does not fit into 4 planes"):
+        signed_digits(torch.tensor([16]), 4)

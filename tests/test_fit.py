@@ -29,7 +29,7 @@ def test_history_has_a_row_an_epoch_and_the_documented_columns(result):
     history = result.history
     layers = [f"bits/{name}" for name in ("0", "3", "6", "11")]
     assert isinstance(history, pandas.DataFrame)
-    assert list(history) == ["phase", "epoch", "step", "loss", "soft", "hard", *TIMES, "beta", "bits", *layers]
+    assert list(history) == ["phase", "epoch", "step", "loss", "soft", "hard", *TIMES, "beta", "bits", "cut", *layers]
     assert history["phase"].tolist() == ["search"] * 2 + ["finetune"] * 2 and history["epoch"].tolist() == [1, 2, 3, 4]
     assert history["step"].tolist() == [4, 8, 4, 8]
     assert history[["soft", "hard"]].map(lambda a: 0 <= a <= 1).all(axis=None) and (history["loss"] > 0).all()

@@ -65,7 +65,7 @@ def test_a_layer_keeps_the_planes_and_the_scale_onto_which_its_weight_rounds_bes
 
 
 def test_filled_planes_are_told_from_learned_ones_and_start_rounded():
-    model = converted(nn.Sequential(nn.Linear(50, 1, bias=False), nn.Linear(50, 1, bias=False)))
+    model = converted(nn.Sequential(nn.Linear(50, 1, bias=False), nn.Linear(50, 1, bias=False)), masks="free")
     for layer, q in zip(model, ([-1.0, -1, -1, -1, 1, -1, 1, 1], [-1.0] * 8)):
         layer.csq.q.data.copy_(torch.tensor(q))
     weight = csq.harden(model)[0].weight.detach()
@@ -163,12 +163,13 @@ def step_once(model):
     return optimizer
 
 
+@pytest.mark.parametrize("masks, logits", [("free", 8), ("ordered", 1)])
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
-def test_memory_falls_with_the_planes_kept(count):
-    layer = converted(nn.Linear(100, 20))
+def test_memory_falls_with_the_planes_kept(count, masks, logits):
+    layer = converted(nn.Linear(100, 20), masks=masks)
     csq.set_temperature(layer, 1.0)
     searching = bytes_of(layer, step_once(layer))
-    assert searching == 192 * 2000 + 3 * 4 * (8 + 1)  # beside the bit logits: eight mask logits and a scale
+    assert searching == 192 * 2000 + 3 * 4 * (logits + 1)  # beside the bit logits: masks or a precision, and a scale
     csq.Budget(layer, count).freeze()
     csq.set_temperature(layer, 1.0)
     assert bytes_of(layer, step_once(layer)) == 192 * 2000 * count // 8 + 3 * 4 + 2 * 4 * 8

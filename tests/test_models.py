@@ -9,7 +9,8 @@ import csq_mini as csq
 from csq_mini.activations import activation_bits, quantize_activations
 
 KINDS = (nn.Conv2d, nn.Linear)
-WEIGHTS = {"digits_cnn": (1_832, 8), "resnet20": (270_896, 22), "vgg19bn": (20_024_000, 17),
+WEIGHTS = {"digits_cnn": (1_832, 8), "mnist_cnn": (16_592, 5), "resnet8": (77_360, 10),
+           "resnet20": (270_896, 22), "vgg19bn": (20_024_000, 17),
            "resnet18": (11_678_912, 21), "resnet50": (25_502_912, 54)}  # fmt: skip
 
 
@@ -35,6 +36,8 @@ def test_the_weights_and_layers_that_a_docstring_counts_are_there(name):
 @pytest.mark.parametrize("classes", [2, 10])
 def test_networks_map_images_to_logits(classes):
     assert csq.models.digits_cnn(classes)(torch.randn(3, 1, 8, 8)).shape == (3, classes)
+    assert csq.models.mnist_cnn(classes)(torch.randn(3, 1, 28, 28)).shape == (3, classes)
+    assert csq.models.resnet8(classes)(torch.randn(2, 3, 32, 32)).shape == (2, classes)
     assert csq.models.resnet20(classes)(torch.randn(2, 3, 32, 32)).shape == (2, classes)
     assert csq.models.vgg19bn(classes, width=2)(torch.randn(2, 3, 32, 32)).shape == (2, classes)
     with torch.device("meta"):
@@ -129,13 +132,13 @@ def test_vgg19bn_converts_trains_and_hardens_exactly():
     names = list(quantizable(model))
     assert csq.convert(model) == names
     budget, y = csq.Budget(model, 3.0), torch.arange(4)
-    optimizer = torch.optim.SGD(csq.parameter_groups(model, 0.02), momentum=0.9)
+    optimizer = csq.optimizer(model, lr=0.02, steps=100)
     csq.set_temperature(model, 1.0)
     losses = []
-    for _ in range(5):
-        loss = nn.functional.cross_entropy(model(x), y) + budget.penalty()
+    for step in range(5):
+        loss = nn.functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
-        loss.backward()
+        (loss + budget.penalty(step / 100)).backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]

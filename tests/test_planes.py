@@ -14,8 +14,8 @@ from csq_mini.planes import CHUNK, Planes, PlaneSum
 from csq_mini.relaxed import gain
 
 BETAS = [0.5, 1.0, 7.0, 50.0, 200.0]
-KEPT = {"search": None, "all": (0, 8), "middle": (2, 6), "top": (7, 8), "none": (8, 8)}
-"""Planes from low to high - 1, of eight; None where mask logits still choose."""
+KEPT = {"free": None, "ordered": None, "all": (0, 8), "middle": (2, 6), "top": (7, 8), "none": (8, 8)}
+"""Planes from low to high - 1, of eight; None where masks still choose, free ones or ordered."""
 
 
 def cut(kind, planes):
@@ -26,13 +26,18 @@ def cut(kind, planes):
 
 def naive_weight(p, n, q, scale, beta, planes, low=0):
     """The relaxed weight, one plane after the other, as the paper writes it (times the documented gain)."""
-    gate = (lambda x: (x > 0).double()) if beta == math.inf else (lambda x: torch.sigmoid(beta * x))
+    def gate(x, beta=beta):
+        return (x > 0).double() if beta == math.inf else torch.sigmoid(beta * x)
+
     p, n, scale = p.double(), n.double(), scale.double()
     total = torch.zeros(p.shape[1], dtype=torch.float64)
     for b in range(len(p)):
-        m = gate(q[b].double()) if q.ndim == 1 else 1
+        if q.ndim == 0:  # the precision: plane N - 1 is the first to open, and softly
+            m = gate(q.double() - (planes - b) + 0.5, beta ** (2 / 3))
+        else:
+            m = gate(q[b].double()) if q.ndim == 1 else 1
         total = total + 2 ** (low + b) * (gate(p[b]) - gate(n[b])) * m
-    return scale / (2**planes - 1) * gain(scale.new_tensor(beta), q.ndim == 2) * total
+    return scale / (2**planes - 1) * gain(scale.new_tensor(beta), q.ndim == 1) * total
 
 
 def fused_weight(p, n, q, scale, beta, planes, low=0):
@@ -41,14 +46,15 @@ def fused_weight(p, n, q, scale, beta, planes, low=0):
     return PlaneSum.apply(p, n, q, scale, mask.to(p), beta if beta == math.inf else p.new_tensor(beta))
 
 
-def inputs(planes, count, seed, kind="search", dtype=torch.float64, grad=False):
+def inputs(planes, count, seed, kind="free", dtype=torch.float64, grad=False):
     """Random p, n, q and scale of a layer, and its lowest plane."""
     generator = torch.Generator().manual_seed(seed)
     kept = cut(kind, planes)
     low, high = kept or (0, planes)
-    sizes = ((high - low, count), (high - low, count), (planes,), ())
+    sizes = ((high - low, count), (high - low, count), () if kind == "ordered" else (planes,), ())
     p, n, q, scale = (torch.randn(s, generator=generator, dtype=dtype) for s in sizes)
-    tensors = p, n, q if kept is None else q[None], scale
+    q = q + planes / 2 if kind == "ordered" else q if kept is None else q[None]
+    tensors = p, n, q, scale
     return *(t.requires_grad_(grad) for t in tensors), low
 
 
@@ -94,7 +100,7 @@ def test_gradients_agree_with_plain_autograd(kind, beta):
         assert a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=100 * near)
 
 
-@pytest.mark.parametrize("kind", ["search", "middle"])
+@pytest.mark.parametrize("kind", ["free", "ordered", "middle"])
 def test_hard_gates_pass_no_gradient_but_to_the_scale(kind):
     *tensors, low = inputs(8, 5, 3, kind, grad=True)
     weight = fused_weight(*tensors, math.inf, 8, low)
@@ -104,7 +110,7 @@ def test_hard_gates_pass_no_gradient_but_to_the_scale(kind):
 
 
 def test_a_logit_of_exactly_zero_is_a_closed_gate():
-    layer = converted(nn.Linear(3, 2))
+    layer = converted(nn.Linear(3, 2), masks="free")
     planes = layer.csq
     with torch.no_grad():
         planes.p[:, :], planes.n[:, :] = 1.0, 0.0
@@ -115,11 +121,32 @@ def test_a_logit_of_exactly_zero_is_a_closed_gate():
     assert planes.open.tolist() == [True] * 7 + [False]
 
 
+@pytest.mark.parametrize("precision, kept", [(0.49, 0), (0.5, 0), (0.51, 1), (3.0, 3), (3.5, 3), (3.51, 4), (99.0, 8)])
+def test_an_ordered_layer_keeps_as_many_planes_as_its_precision_rounds_to(precision, kept):
+    layer = shake(converted(nn.Linear(30, 20)))
+    layer.csq.q.data.fill_(precision)
+    assert layer.csq.open.tolist() == [False] * (8 - kept) + [True] * kept
+    assert torch.equal(layer.csq.gates, layer.csq.open.float())
+    assert not (codes_of(layer.csq) % 2 ** (8 - kept)).any()
+
+
+@pytest.mark.parametrize("beta", [1.0, 10.0, 200.0])
+def test_ordered_planes_open_from_the_highest_down(beta):
+    planes = converted(nn.Linear(3, 2)).csq
+    planes.set_beta(beta)
+    before = torch.zeros(8)
+    for precision in torch.linspace(0, 9, 37):
+        planes.q.data.copy_(precision)
+        gates = planes.gates.detach()
+        assert (gates.diff() >= 0).all() and (gates >= before).all()  # plane 7 first, and none ever closes again
+        before = gates
+
+
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("frozen", [False, True])
-def test_at_infinity_the_weight_is_one_product_of_step_and_integer(seed, frozen):
-    layer = shake(converted(nn.Conv2d(4, 6, 3)), seed)
-    if frozen:
+@pytest.mark.parametrize("kind", ["ordered", "free", "frozen"])
+def test_at_infinity_the_weight_is_one_product_of_step_and_integer(seed, kind):
+    layer = shake(converted(nn.Conv2d(4, 6, 3), masks="free" if kind == "free" else "ordered"), seed)
+    if kind == "frozen":
         csq.Budget(layer, 3.0).freeze()
         shake(layer, seed)
     expected = (layer.csq.scale / 255) * codes_of(layer.csq).float()
@@ -128,20 +155,28 @@ def test_at_infinity_the_weight_is_one_product_of_step_and_integer(seed, frozen)
     assert torch.equal(layer.csq(hard=True).flatten(), expected)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", ["free", "frozen"])
 @pytest.mark.parametrize("beta", BETAS)
-def test_a_new_layer_has_the_same_weight_at_every_temperature(beta, frozen):
-    layer = converted(nn.Linear(30, 20))
-    if frozen:
+def test_a_new_layer_has_the_same_weight_at_every_temperature(beta, kind):
+    layer = converted(nn.Linear(30, 20), masks="free")
+    if kind == "frozen":
         csq.Budget(layer, 8.0).freeze()
     hard = layer.weight.detach()
     csq.set_temperature(layer, beta)
     assert torch.allclose(layer.weight, hard, rtol=2e-6, atol=2e-6 * float(hard.abs().max()))
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_the_gain_falls_to_one(frozen):
-    values = [float(gain(torch.tensor(beta), frozen)) for beta in (*BETAS, 1e4, math.inf)]
+@pytest.mark.parametrize("beta, steps", [(1.0, 4.0), (10.0, 0.2), (200.0, 0.01)])
+def test_a_new_ordered_layer_has_its_weight_within_some_steps_of_the_lowest_plane(beta, steps):
+    layer = converted(nn.Linear(30, 20))  # its lowest planes are not wide open while the gates are soft
+    hard = layer.weight.detach()
+    csq.set_temperature(layer, beta)
+    assert ((layer.weight - hard).abs().max() / (layer.csq.scale / 255)) <= steps
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gain_falls_to_one(masked):
+    values = [float(gain(torch.tensor(beta), masked)) for beta in (*BETAS, 1e4, math.inf)]
     assert values == sorted(values, reverse=True) and values[-1] == 1.0 == values[-2] < values[1]
 
 
@@ -169,10 +204,10 @@ class Unfused(nn.Linear):
 
 
 @pytest.mark.parametrize("beta", [1.0, 200.0, math.inf])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_backward_keeps_nothing_but_the_layers_own_state(beta, frozen):
-    model = shake(converted())
-    if frozen:
+@pytest.mark.parametrize("kind", ["ordered", "free", "frozen"])
+def test_backward_keeps_nothing_but_the_layers_own_state(beta, kind):
+    model = shake(converted(masks="free" if kind == "free" else "ordered"))
+    if kind == "frozen":
         csq.Budget(model, 3.0).freeze()
     csq.set_temperature(model, beta)
     assert saved_bytes([m for m in model if hasattr(m, "csq")]) == 0
@@ -199,20 +234,23 @@ def test_finite_temperatures_beyond_float32_still_give_finite_weights(beta):
 @pytest.mark.parametrize("planes", range(1, 9))
 def test_every_integer_that_the_planes_hold_can_be_their_weight(planes):
     codes = torch.arange(-(2**planes) + 1, 2**planes)
-    layer = Planes(codes.float(), planes)  # the scale is the largest code, so that the step is 1
-    assert torch.equal(layer(), codes.float()) and torch.equal(codes_of(layer), codes)
-    assert {t.abs().item() for logits in (layer.p, layer.n, layer.q) for t in logits.flatten()} == {0.5}
+    for masks, lowest in (("free", {0.5}), ("ordered", {float(planes)})):
+        layer = Planes(codes.float(), planes, masks)  # the scale is the largest code, so that the step is 1
+        assert torch.equal(layer(), codes.float()) and torch.equal(codes_of(layer), codes)
+        assert {t.abs().item() for logits in (layer.p, layer.n) for t in logits.flatten()} == {0.5}
+        assert {t.item() for t in layer.q.detach().flatten()} == lowest
     shuffled = codes[torch.randperm(len(codes))]
     set_codes(layer, shuffled)
     assert torch.equal(layer(), shuffled.float())
 
 
-def test_the_planes_of_a_layer_say_what_they_are():
-    planes = converted(nn.Linear(3, 2), 5).csq
+@pytest.mark.parametrize("masks, logits", [("ordered", ()), ("free", (5,))])
+def test_the_planes_of_a_layer_say_what_they_are(masks, logits):
+    planes = converted(nn.Linear(3, 2), 5, masks).csq
     assert (planes.available, planes.frozen, planes.hard, planes.mask.tolist()) == (5, False, True, [0] * 5)
-    assert planes.open.tolist() == [True] * 5 and planes.shape == (2, 3)
+    assert planes.open.tolist() == [True] * 5 and planes.shape == (2, 3) and planes.ordered is (masks == "ordered")
     assert {name: tuple(p.shape) for name, p in planes.named_parameters()} == {
-        "q": (5,), "scale": (), "p": (5, 6), "n": (5, 6)}  # fmt: skip
+        "q": logits, "scale": (), "p": (5, 6), "n": (5, 6)}  # fmt: skip
     assert set(planes.state_dict()) == {"q", "scale", "p", "n", "beta", "mask"}
 
 

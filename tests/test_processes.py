@@ -64,7 +64,7 @@ def gradients(rank, x, y):
     budget = csq.Budget(model, 2.0)
     csq.set_temperature(model, 2.0)
     wrapper, part = wrap(model).train(), share(len(x))
-    (F.cross_entropy(wrapper(x[part]), y[part]) + budget.penalty()).backward()
+    (F.cross_entropy(wrapper(x[part]), y[part]) + budget.penalty(0.5)).backward()
     wait()
     state = {k: v.clone() for k, v in unsync(model).state_dict().items()}
     return {k: v.grad.tolist() for k, v in model.named_parameters()}, {k: v.tolist() for k, v in state.items()}
@@ -76,7 +76,7 @@ def test_gradients_and_statistics_are_those_of_the_whole_batch(processes, port):
     expected = net()
     budget = csq.Budget(expected, 2.0)
     csq.set_temperature(expected, 2.0)
-    (F.cross_entropy(expected.train()(x), y) + budget.penalty()).backward()
+    (F.cross_entropy(expected.train()(x), y) + budget.penalty(0.5)).backward()
     for grads, state in in_two(processes, port, gradients, x, y):
         assert list(grads) == [k for k, _ in expected.named_parameters()]
         for name, parameter in expected.named_parameters():

@@ -16,6 +16,7 @@ BAD = {
     "momentum": [-0.1, math.nan], "weight_decay": [-1e-4, math.inf], "warmup_epochs": [-1, math.nan],
     "strength": [-1, math.nan], "floor": [-1, 0.5, True], "beta_start": [0, -1, math.nan, math.inf],
     "beta_end": [0, math.nan, math.inf], "recalibration_batches": [-1, 1.0], "checkpoint_steps": [0, -5],
+    "masks": ["ordred", None, 0, ["ordered"]], "optimizer": ["sgdm", None, 1], "hold": [1, None],
     "growth": [1, None], "weighted": [0, "no"], "one_rate": [1, None], "activation_bits": [0, 9, True, 2.0, "4"],
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ FILE = Path(__file__).resolve().parents[1] / "book/results/charts.json"
 def test_a_recorded_run_is_the_run_of_fit():
     import record
 
-    recipe = csq.recipes.get("digits", target=2, search_epochs=1, finetune_epochs=1)
+    recipe = csq.recipes.get("digits", target=2, search_epochs=3, finetune_epochs=1)
     data, epochs = csq.data.digits(), []
     torch.manual_seed(0)
     model = csq.models.digits_cnn()
@@ -29,7 +29,7 @@ def test_a_recorded_run_is_the_run_of_fit():
         assert {name: bin(planes).count("1") for name, planes in epoch["open"].items()} == {
             name.removeprefix("bits/"): bits for name, bits in line.items() if name.startswith("bits/")}  # fmt: skip
     noted = record.noted(trainer, epochs)
-    assert [epoch["phase"] for epoch in noted["gates"]] == ["search", "finetune"]
+    assert [epoch["phase"] for epoch in noted["gates"]] == ["search"] * 3 + ["finetune"]
 
 
 def test_the_file_is_written_as_it_was_read(tmp_path):

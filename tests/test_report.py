@@ -30,7 +30,7 @@ def test_stored_bits_can_tell_all_codes_apart(codes):
 
 
 def test_a_mask_with_a_hole_stores_a_table_of_four_bits_not_a_span_of_nine():
-    layer = converted(nn.Linear(9, 1))
+    layer = converted(nn.Linear(9, 1), masks="free")
     planes = layer.csq
     wanted = [128 * a + b for a in (-1, 0, 1) for b in (-1, 0, 1)]
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_contiguous_planes_need_one_bit_more_for_the_sign(planes):
 def small():
     """Two layers whose figures can be worked out by hand: 12 weights on 2 planes and 4 on none."""
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(4, 1, bias=False))
-    csq.convert(model)
+    csq.convert(model, masks="free")
     with torch.no_grad():
         model[0].csq.q.copy_(torch.tensor([-1.0, -1, -1, -1, -1, -1, 1, 1]))
         set_codes(model[0].csq, 64 * torch.tensor([-3, -2, -1, 0, 1, 2, 3, 0, 0, 0, 0, 0]))

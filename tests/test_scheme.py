@@ -178,7 +178,7 @@ def train(model, budget, watch):
         if watch:
             csq.recalibrate(csq.harden(model), [x]).eval()(x)
             csq.integers(model), csq.report(model), budget.bits()
-        loss = F.cross_entropy(model(x), y) + budget.penalty()
+        loss = F.cross_entropy(model(x), y) + budget.penalty(step / 20)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -17,7 +17,9 @@ RECIPE = csq.Recipe(target=3.0, search_epochs=2, finetune_epochs=2, batch_size=3
 RECIPES = {
     "both": RECIPE, "no search": RECIPE.replace(search_epochs=0), "no finetune": RECIPE.replace(finetune_epochs=0),
     "float": RECIPE.replace(target=None), "activations": RECIPE.replace(activation_bits=4),
-    "one rate": RECIPE.replace(one_rate=True),
+    "one rate": RECIPE.replace(one_rate=True), "free": RECIPE.replace(masks="free"),
+    "adam": RECIPE.replace(optimizer="adam", lr=0.01), "adamw": RECIPE.replace(optimizer="adamw", lr=0.01),
+    "held": RECIPE.replace(hold=True), "held, no finetune": RECIPE.replace(hold=True, finetune_epochs=0),
 }  # fmt: skip
 TIMES = ("seconds", "images_per_second")
 
@@ -116,7 +118,9 @@ def test_a_step_returns_its_loss_without_the_penalty_and_the_history_their_mean_
         twin, rng = copy.deepcopy(trainer.model).train(), torch.get_rng_state()
         csq.set_temperature(twin, trainer.beta())
         expected = F.cross_entropy(twin(x), y)
-        penalty = csq.Budget(twin, 3.0, trainer.recipe.strength).penalty()
+        steered = csq.Budget(twin, 3.0, trainer.recipe.strength)
+        steered.load_state_dict(trainer.budget.state_dict())
+        penalty = steered.penalty(trainer.progress.step / trainer.steps)
         torch.set_rng_state(rng)
         losses.append(trainer.step())
         assert torch.equal(losses[-1], expected.detach()) and losses[-1].shape == ()

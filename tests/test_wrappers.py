@@ -154,7 +154,7 @@ def ddp_worker(rank, world, file, out):
             csq.set_temperature(wrapped, csq.temperature(step / 4))
             x, y = torch.randn(8, 1, 8, 8, generator=generator), torch.randint(4, (8,), generator=generator)
             part = slice(rank * 8 // world, (rank + 1) * 8 // world)
-            loss = F.cross_entropy(wrapped(x[part]), y[part]) + budget.penalty()
+            loss = F.cross_entropy(wrapped(x[part]), y[part]) + budget.penalty(step / 4)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

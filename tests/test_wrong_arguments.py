@@ -354,7 +354,7 @@ WRONG = {
         csq.reproduce("csqq")
         csq.reproduce(None)
         csq.reproduce(model="resnet2")
-        csq.reproduce(data="mnist")
+        csq.reproduce(data="mnits")
     """,
     "must be a function of outputs and targets": """
         csq.evaluate(net, data, metric=None)

@@ -111,8 +111,8 @@ def memory() -> dict[str, float]:
         layers = list(csq_layers(run.model).values())
         weights = sum(planes.shape.numel() for planes in layers)
         own = [parameter for planes in layers for parameter in planes.parameters() if parameter in run.optimizer.state]
-        moments = [run.optimizer.state[p]["momentum_buffer"] for p in own]
-        state = sum(t.nbytes for p, m in zip(own, moments) for t in (p, p.grad, m))
+        kept = [t for p in own for t in (p, p.grad, *run.optimizer.state[p].values()) if t is not None]
+        state = sum(t.nbytes for t in kept)
         # two float32 logits a plane and weight, three times
         bound = sum(len(planes.p) * planes.shape.numel() for planes in layers) * 2 * 3 * 4 / weights
         found |= {f"{phase}_bytes_per_weight": state / weights, f"{phase}_bound_bytes_per_weight": bound,
@@ -177,20 +177,23 @@ def _summary(rows: list[dict[str, Any]], kind: str, target: float | None) -> dic
             "max_bits": most}  # fmt: skip
 
 
-def photographs(folder: Path) -> tuple[list[str], Row]:
-    """ResNet-20 on CIFAR-10 from a float network, as lines of a table, and one of its rows."""
-    kinds = {"csq": "csq", "no-masks": "uniform"}
-    files = sorted((folder / "rows").glob("resnet20-cifar10-pretrained-*-cpu-seed0.json"))
-    rows = [row for row in map(read_row, files) if row.method in kinds and row.activation_bits is None]
-    rows.sort(key=lambda row: (row.target, row.method == "csq"))
+def photographs(folder: Path) -> tuple[list[str], list[Row]]:
+    """ResNet-20 on CIFAR-10 from a float network, as lines of a table, and its rows."""
+    kinds = {("no-masks", "cpu"): "uniform", ("csq", "cpu"): "csq, free masks",
+             ("csq", "held"): "csq, ordered masks, weights held in the search"}  # fmt: skip
+    files = sorted((folder / "rows").glob("resnet20-cifar10-pretrained-*-seed0.json"))
+    rows = [row for row in map(read_row, files) if (row.method, row.profile) in kinds and row.activation_bits is None]
+    rows = [row for row in rows if "epochs" not in row.key]
+    rows.sort(key=lambda row: (row.target, list(kinds).index((row.method, row.profile))))
     epochs = rows[0].search_epochs + rows[0].finetune_epochs
     lines = [
         f"| ResNet-20 on CIFAR-10, {epochs} epochs from a float network | bits a weight | accuracy |",
         "|---|---|---|",
         f"| float | 32 | {rows[0].start_accuracy:.2%} |",
-        *(f"| {kinds[r.method]}, target {r.target:g} | {r.paper_bits:.3f} | {r.accuracy:.2%} |" for r in rows),
-    ]
-    return lines, rows[0]
+        *(f"| {kinds[r.method, r.profile]}, target {r.target:g} | {r.paper_bits:.3f} | {r.accuracy:.2%} |"
+          for r in rows),
+    ]  # fmt: skip
+    return lines, rows
 
 
 def table(folder: Path) -> str:
@@ -204,7 +207,8 @@ def table(folder: Path) -> str:
         bits = "32" if row["max_bits"] is None else f"{row['max_bits']:.3f}"
         name = row["kind"] if row["target"] is None else f"{row['kind']}, target {row['target']:g}"
         lines.append(f"| {name} | {bits} | {row['accuracy']:.2%} | {row['std_over_seeds']:.2%} |")
-    pictures, one = photographs(folder)
+    pictures, made = photographs(folder)
+    places = {row.profile: {**row.versions, **row.hardware} for row in made}
     lines += [
         "",
         *pictures,
@@ -234,7 +238,8 @@ def table(folder: Path) -> str:
             f"{w['threads']} threads."
             for title, seeds, w in (
                 ("First table", cross["seeds"], cross["where"]),
-                ("Second table", [one.seed], {**one.versions, **one.hardware}),
+                *(("Second table" + (f", profile {profile}" if len(places) > 1 else ""), [0], place)
+                  for profile, place in places.items()),
                 ("Third table", [step["seed"]], step["where"]),
             )
         ),

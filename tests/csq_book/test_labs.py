@@ -75,6 +75,10 @@ def steps(lab):
     return lab.trainer.steps_done
 
 
+def precisions_of(lab):
+    return [float(planes.q.detach()) for planes in lab.budget.layers.values()]
+
+
 # The temperature
 
 
@@ -200,7 +204,8 @@ def test_the_schedule_stays_while_it_trains(lab):
     assert lab.wait(PATIENCE) and lab.widgets["beta"].value > 100
 
 
-def test_a_new_budget_leaves_the_masks_and_turns_the_sign(lab):
+def test_a_new_budget_leaves_the_masks_and_turns_the_sign(labs, digits):
+    lab = labs.budget_lab(data=digits, recipe=QUICK.replace(masks="free"))
     lab.run(1)
     layers, optimizer = lab.budget.layers, lab.trainer.optimizer
     q = next(iter(layers.values())).q
@@ -215,13 +220,23 @@ def test_a_new_budget_leaves_the_masks_and_turns_the_sign(lab):
     assert lab.trainer.optimizer is optimizer and torch.equal(q.detach()[5:], logits[5:])
 
 
-def test_planes_go_and_come_back(labs, digits):
-    lab = labs.budget_lab(data=digits, recipe=QUICK.replace(search_epochs=8))
-    lab.run(3 * lab.trainer.epoch_steps)
+def test_a_new_budget_leaves_precisions_and_lambda_and_moves_the_line(lab):
+    lab.run(lab.trainer.epoch_steps)
+    found, multiplier, optimizer = precisions_of(lab), lab.budget.multiplier, lab.trainer.optimizer
+    before = lab.budget.line(0.9)
+    lab.change(target=5)
+    assert precisions_of(lab) == found and lab.budget.multiplier == multiplier
+    assert lab.budget.line(0.9) - before == 3 and lab.trainer.optimizer is optimizer
+
+
+@pytest.mark.parametrize("masks, epochs", [("free", 3), ("ordered", 6)])
+def test_planes_go_and_come_back(labs, digits, masks, epochs):
+    lab = labs.budget_lab(data=digits, recipe=QUICK.replace(search_epochs=8, masks=masks))
+    lab.run(epochs * lab.trainer.epoch_steps)
     low = lab.history[-1]["bits"]
     lab.change(target=5)
-    lab.run(3 * lab.trainer.epoch_steps)
-    assert low < 3 < lab.history[-1]["bits"]
+    lab.run(2 * lab.trainer.epoch_steps)
+    assert low < 3.5 < lab.history[-1]["bits"]
     assert {entry["target"] for entry in lab.history} == {2, 5}
 
 
@@ -366,8 +381,12 @@ def test_converted_hardened_and_packed_say_the_same(labs, trained):
     assert labs.scheme_explorer(str(trained[2])).words() == labs.scheme_explorer(trained[2]).words()
 
 
-def test_orders(labs, trained):
-    explorer = labs.scheme_explorer(trained[1])
+def test_orders(labs):
+    model = csq.models.digits_cnn()
+    csq.convert(model)
+    for planes, precision in zip(csq.planes.csq_layers(model).values(), (5.0, 2, 3, 1, 4, 2, 3, 8)):
+        planes.q.data.fill_(precision)
+    explorer = labs.scheme_explorer(model)
     seen = set()
     for order in explorer.orders:
         explorer.widgets["order"].value = order

@@ -70,7 +70,7 @@ def test_a_table_is_shown_whole(book):
     html = tables.show(pandas.DataFrame({"text": ["word " * 30]})).data
     assert "word " * 29 in html and "..." not in html and "<th>0</th>" not in html
     assert 'class="dataframe results"' in html  # the style sheet knows it by this name
-    assert set(tables.profiles("resnet20", "cifar10")["profile"]) == {"smoke", "cpu", "full"}
+    assert set(tables.profiles("resnet20", "cifar10")["profile"]) == {"smoke", "cpu", "held", "bed", "full"}
 
 
 def test_rows_of_another_schema_are_refused_with_their_file(tmp_path):

@@ -1,0 +1,64 @@
+"""The workflow of the claims: it runs, does nothing twice, makes again what is gone, and names what failed."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from csq_book import claims
+from csq_mini.experiments.baselines.request import check_allocation
+from csq_mini.experiments.plans import plan
+from csq_mini.files import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = {"model": "digits_cnn", "data": "digits", "profile": "smoke", "epochs": 1}
+TINY = {"results": "rows", "against": "planes+uniform", "tuning_seed": 9, "beds": {"tiny": {
+    "run": RUN, "targets": [2], "methods": ["planes+uniform", "ste+uniform"], "seeds": [0, 1],
+    "tune": {"lr": [0.02]}}}}  # fmt: skip
+
+
+def workflow(folder, config, *more):
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "snakemake", "-s", ROOT / "book/workflow/Snakefile", "--cores", "2",
+               "--configfile", "config.yaml", *more]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_two_jobs_a_second_call_and_a_row_that_is_gone(tmp_path):
+    pytest.importorskip("snakemake")
+    code, said = workflow(tmp_path, TINY)
+    assert code == 0, said
+    lines = read_json(tmp_path / "rows/statistics.json")["settings"]
+    assert [(line["method"], line["n"]) for line in lines] == [("planes+uniform", 2), ("ste+uniform", 2)]
+    assert lines[0]["difference"]["mean"] == 0 and lines[1]["difference"]["n"] == 2
+    assert "Nothing to be done" in workflow(tmp_path, TINY)[1]
+    shutil.rmtree(tmp_path / "rows/tiny/2/ste+uniform/seed1")
+    code, said = workflow(tmp_path, TINY, "--dry-run")
+    assert code == 0 and re.findall(r"rule (\w+):", said) == ["seed", "compare", "all"]
+    assert "output: rows/tiny/2/ste+uniform/seed1" in said
+
+
+def test_a_run_that_fails_names_its_rule_and_its_log(tmp_path):
+    pytest.importorskip("snakemake")
+    bed = {**TINY["beds"]["tiny"], "methods": ["planes+uniform"], "run": {**RUN, "start": "nowhere.pt"}}
+    code, said = workflow(tmp_path, {**TINY, "beds": {"tiny": bed}})
+    log = "rows/tiny/2/planes+uniform/trial0.log"
+    assert code == 1 and "Error in rule trial" in said and log in said
+    assert "no checkpoint nowhere.pt" in (tmp_path / log).read_text()
+
+
+def test_every_run_of_the_config_is_one_that_reproduce_takes(tmp_path):
+    config = yaml.safe_load((ROOT / "book/workflow/config.yaml").read_text())
+    for name, target, method in claims.settings(config):
+        bed = config["beds"][name]
+        known = {key: bed["run"][key] for key in ("model", "data", "profile", "epochs") if key in bed["run"]}
+        scheme = method.partition("+")[2]
+        for changes in claims.trials(bed):
+            plan(method.partition("+")[0], target=float(target), seed=0, changes=changes, **known)
+        check_allocation(method.partition("+")[0], scheme or None, bed["run"].get("start") and ROOT / "README.md")
+        assert config["against"] in bed["methods"] and config["tuning_seed"] not in bed["seeds"]
