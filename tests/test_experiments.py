@@ -170,7 +170,8 @@ def test_every_method_changes_the_recipe_as_it_says():
     epochs = {"search_epochs", "finetune_epochs"}
     assert changed == {
         "csq": set(), "float": {"target"}, "no-masks": epochs, "no-finetune": epochs, "one-rate": {"one_rate"},
-        "no-growth": {"growth"}, "unweighted": {"weighted"}, "no-recalibration": {"recalibration_batches"},
+        "free-masks": {"masks"}, "no-growth": {"growth"}, "unweighted": {"weighted"},
+        "no-recalibration": {"recalibration_batches"},
     }  # fmt: skip
     assert len({of(name).search_epochs + of(name).finetune_epochs for name in PARTS}) == 1  # all train as long
     assert of("no-masks").search_epochs == of("no-finetune").finetune_epochs == 0

@@ -53,7 +53,10 @@ def test_the_lock_covers_what_pyproject_asks_for(python):
     for line in asked_for():
         asked = Requirement(line)
         here = [pin for pin in locked[canonicalize_name(asked.name)] if not pin.marker or pin.marker.evaluate(machine)]
-        assert len(here) == 1, f"{line} in Python {python}: run make lock"
+        wanted = not asked.marker or asked.marker.evaluate(machine)
+        assert len(here) == wanted, f"{line} in Python {python}: run make lock"
+        if not wanted:
+            continue
         [version] = here[0].specifier
         assert version.operator == "==" and asked.specifier.contains(version.version, prereleases=True), (line, python)
 

@@ -29,11 +29,12 @@ PARTS: Mapping[str, Callable[[Recipe], dict[str, Any]]] = {
     "no-masks": lambda r: {"search_epochs": 0, "finetune_epochs": r.search_epochs + r.finetune_epochs, "hold": False},
     "no-finetune": lambda r: {"search_epochs": r.search_epochs + r.finetune_epochs, "finetune_epochs": 0},
     "one-rate": lambda r: {"one_rate": True},
+    "free-masks": lambda r: {"masks": "free", "hold": False},
     "no-growth": lambda r: {"growth": False},
     "unweighted": lambda r: {"weighted": False},
     "no-recalibration": lambda r: {"recalibration_batches": 0},
 }
-"""CSQ, float training, and CSQ without one of its parts, as changes to the recipe."""
+"""CSQ, float training, and CSQ with the paper's masks or without one of its parts, as changes to the recipe."""
 
 METHODS: Mapping[str, Callable[[Recipe], dict[str, Any]]] = {
     **PARTS,

@@ -46,7 +46,8 @@ def reproduce(
     from its last checkpoint.
 
     Args:
-        method: one of ``METHODS``: "csq", "float", CSQ without one of its parts, or a baseline.
+        method: one of ``METHODS``: "csq", "float", CSQ with the paper's masks or without one of its parts,
+            or a baseline.
         model, data: names in ``csq.models`` and ``csq.data``, a pair that a recipe exists for.
         target: average paper bits a weight; "float" ignores it.
         seed: of the initial weights, the order of the images, and their augmentation.

@@ -212,7 +212,7 @@ def test_the_end_of_every_slider_gives_numbers(name):
 def test_the_picture_is_small_whole_and_on_a_light_ground(name):
     picture = chart(name).svg()
     root = ElementTree.fromstring(picture)
-    assert root.get("width").endswith("pt") and root.get("viewBox") and len(picture) < 70_000
+    assert root.get("width").endswith("pt") and root.get("viewBox") and len(picture) < 80_000
     assert 'fill="white"' in picture and picture == chart(name).svg()
     image = re.search(r'<img alt="([^"]*)" src="data:image/svg\+xml,([^"]*)">', chart(name).html(picture))
     assert unescape(image[1]) == chart(name).alt and not re.search("[<>#]", image[2])

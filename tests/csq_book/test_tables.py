@@ -36,7 +36,7 @@ def test_the_table_of_runs_joins_what_is_planned_and_what_is_there(book):
     assert shown.loc["CSQ, target 2", "cpu, 7 epochs"]["accuracy"] == "not run"
     assert not [run for run, _ in shown.index if "rate" in run]  # of another page
     assert [profile.split(",")[0] for _, profile in shown.index] == sorted(
-        (profile.split(",")[0] for _, profile in shown.index), key=["full", "cpu", "smoke"].index
+        (profile.split(",")[0] for _, profile in shown.index), key=["full", "held", "cpu", "smoke"].index
     )
 
 

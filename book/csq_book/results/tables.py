@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 NAMES: Mapping[str, str] = {
     "csq": "CSQ", "float": "float", "no-masks": "without masks", "no-finetune": "without finetune",
     "one-rate": "one learning rate for all", "no-growth": "without growth", "unweighted": "unweighted budget",
-    "no-recalibration": "without recalibration", "planes": "fixed planes", "round": "rounding alone",
-    "ste": "straight-through", "lsq": "LSQ", "learned-bits": "learned step and range", "bsq": "BSQ",
+    "free-masks": "CSQ with free masks", "no-recalibration": "without recalibration", "planes": "fixed planes",
+    "round": "rounding alone", "ste": "straight-through", "lsq": "LSQ", "learned-bits": "learned step and range",
+    "bsq": "BSQ",
 }  # fmt: skip
 """What pages call the methods of :func:`csq_mini.reproduce`."""
 
