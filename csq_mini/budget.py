@@ -94,7 +94,7 @@ class Budget:
         pulled at: they stay open anyway, and a network with an empty layer computes nothing.
 
         *Ordered masks*: lambda * sum_l (|W_l| / |W|) k_l, with precisions k held between ``floor`` and N. Lambda is a
-        multiplier found by dual ascent, as in :meth:`_follow`: it grows while R is above :meth:`line`, and falls below,
+        multiplier found by dual ascent (arXiv 2208.04425): it grows while R is above :meth:`line`, and falls below,
         past zero too, which opens planes.
 
         Args:

@@ -152,7 +152,7 @@ def optimizer(
     """An optimizer for a converted model, its rates chosen so that the search arrives. Make it anew after the freeze.
 
     It is torch's SGD (with Nesterov momentum), Adam or AdamW over :func:`parameter_groups`, but for the precisions of
-    ordered masks: they have a pace of their own, which no learning rate and no scheduler changes (:class:`Paced`).
+    ordered masks: they have a pace of their own, which no learning rate and no scheduler changes.
 
     Args:
         model: converted or float, searching or frozen.
