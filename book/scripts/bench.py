@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,10 @@ def photographs(folder: Path) -> tuple[list[str], list[Row]]:
     return lines, rows
 
 
+def _threads(where: Mapping[str, Any]) -> str:
+    return f"{where['threads']} thread{'s' * (where['threads'] > 1)}"
+
+
 def table(folder: Path) -> str:
     """The figures of the result files as the Markdown tables that the README shows."""
     step, cross = (json.loads((folder / f"bench_{name}.json").read_text()) for name in ("steps", "digits"))
@@ -231,11 +235,11 @@ def table(folder: Path) -> str:
         f"| search step / search step in bfloat16, median (quartiles) | {step['bfloat16_search_ratio']:.2f} "
         "({:.2f} to {:.2f}) | |".format(*step["bfloat16_search_ratio_quartiles"]),
         f"| saved for backward beyond parameters, bytes | {step['search_saved_beyond_parameters_bytes']} | 0 |",
-        f"| one digits run, {cross['where']['threads']} threads, seconds | {cross['one_run_s']:.1f} | at most 25 |",
+        f"| one digits run, {_threads(cross['where'])}, seconds | {cross['one_run_s']:.1f} | at most 25 |",
         "",
         *(
             f"{title}: seeds {', '.join(map(str, seeds))}, csq-mini {w['csq_mini']}, torch {w['torch']}, {w['cpu']}, "
-            f"{w['threads']} threads."
+            f"{_threads(w)}."
             for title, seeds, w in (
                 ("First table", cross["seeds"], cross["where"]),
                 *(("Second table" + (f", profile {profile}" if len(places) > 1 else ""), [0], place)
