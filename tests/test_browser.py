@@ -26,7 +26,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OFFLINE = ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-gpu"]
 WIDE, NARROW = 1440, 360
 TABS = 2
-OUR_BYTES = 400_000
+OUR_BYTES = 480_000  # chapter 6, with its recorded runs, is the largest
 MADE_BY_SPHINX = ("genindex.html", "search.html", "py-modindex.html")  # no text of ours
 OUR_STATIC = re.compile(r"_static/(book\.css|logo\.svg|cover\.svg|charts/charts\.\w+)$")
 BUNDLE = "_static/charts/vega.js"
