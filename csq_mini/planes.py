@@ -16,15 +16,14 @@ from .bits import at_least_float32, integer_to_planes, quantization_scale, round
 from .check import OutdatedParameter, Retired, check_finite, other_phase, refuse_old_wrapper
 from .gates import LOGIT
 from .modules import named_modules, unwrap
-from .relaxed import CHUNK, AllWeights, PlaneSum, places, plain_sum, plane_gates, plane_logits
+from .nearest import HeldWeight, nearest_grid
+from .relaxed import AllWeights, PlaneSum, places, plain_sum, plane_gates, plane_logits
 
 DROPPED, LEARNED, FILLED = 0, 1, 2
 """What the ``mask`` of a frozen layer says of a plane."""
 
 MASKS = ("ordered", "free")
 """Ways in which a layer chooses its planes, see :class:`Planes`."""
-
-SCALES = [2 ** (-part / 8) for part in range(8)]  # that a freeze tries: eight within an octave
 
 
 class Planes(nn.Module):
@@ -51,6 +50,7 @@ class Planes(nn.Module):
         self.shape, size = weight.shape, weight.numel()
         self.kin = uuid4().hex  # the same in all copies
         self.ahead: Tensor | None = None  # within :func:`computed_ahead`
+        self.held: HeldWeight | None = None  # from :meth:`hold` to the freeze
         logits = () if masks == "ordered" else (planes,)
         for name, shape in (("q", logits), ("scale", ()), ("p", (planes, size)), ("n", (planes, size))):
             value = weight.detach().new_zeros(shape)
@@ -126,6 +126,8 @@ class Planes(nn.Module):
             refuse_old_wrapper(self.p)
         if self.ahead is not None and not hard:
             return self.ahead
+        if self.held:
+            return self._shaped(self.held.at(self.q, math.inf if hard or self.hard else self.beta))
         total = plain_sum if torch._C._are_functorch_transforms_active() else PlaneSum.apply
         return self._shaped(total(*self._inputs(math.inf if hard or self.hard else self.beta)))
 
@@ -171,6 +173,11 @@ class Planes(nn.Module):
         self._round(weight, self.scale.clone() if self._on_grid(weight, low, high) else scale, low, high)
         if not self.frozen:
             self.q.fill_(self.available if self.ordered else LOGIT)
+        self.held = None
+
+    def hold(self, weight: Tensor) -> None:
+        """Until the freeze, be a trained weight on as many planes as the precision says, whatever ``p`` and ``n``."""
+        self.held = HeldWeight(weight.to(self.scale), self.available)
 
     def _on_grid(self, weight: Tensor, low: int, high: int) -> bool:
         """Whether the weight is a product of the present step and integers that planes ``low`` to ``high - 1`` hold."""
@@ -181,14 +188,14 @@ class Planes(nn.Module):
     def freeze(self, count: int, weight: Tensor | None = None) -> None:
         """Keep ``count`` contiguous planes for good, and round the present weight onto them, or another of its shape.
 
-        Every run of that many planes is tried at eight scales within an octave; the least squared rounding error
-        wins, and in a tie the more significant run. Planes in it that the search had closed are marked as filled. All
-        bit logits go back to +-0.5, where the finetune starts, as in continuous sparsification (arXiv 1912.04427).
+        The nearest grid is taken (:func:`~csq_mini.nearest.nearest_grid`). Planes in it that the search had closed are
+        marked as filled. All bit logits go back to +-0.5, where the finetune starts, as in continuous sparsification
+        (arXiv 1912.04427).
         """
-        planes, scale = self.available, self.scale if weight is None else quantization_scale(weight)
-        weight, (scale,) = self() if weight is None else weight.to(self.scale), at_least_float32(scale.to(self.scale))
-        grids = [(scale * finer, high) for high in range(planes, count - 1, -1) for finer in SCALES]
-        scale, high = min(grids, key=lambda g: _error(weight, unit_step(g[0], planes), g[1] - count, g[1]))
+        planes, weight = self.available, self.held.weight if self.held and weight is None else weight
+        (scale,) = at_least_float32(self.scale if weight is None else quantization_scale(weight).to(self.scale))
+        weight = self() if weight is None else weight.to(self.scale)
+        scale, high = nearest_grid(weight, scale, planes, count)
         self.mask[high - count : high] = torch.where(self.open, LEARNED, FILLED)[high - count : high].to(self.mask)
         self._drop(count)
         self._round(weight, scale, high - count, high)
@@ -198,7 +205,7 @@ class Planes(nn.Module):
         for other in self.alive - {self}:
             for parameter in other.parameters() if other.kin == self.kin and not other.frozen else ():
                 parameter.__class__ = OutdatedParameter
-        size, ended = self.p.shape[1], self.logits.to(self.q.dtype, copy=True)[None]
+        size, ended, self.held = self.p.shape[1], self.logits.to(self.q.dtype, copy=True)[None], None
         for name, shape in (("q", ended.shape), ("p", (count, size)), ("n", (count, size))):
             old = getattr(self, name)
             old.data, old.grad = old.new_empty(0), None  # first, so that old and new are never there at once
@@ -214,12 +221,6 @@ class Planes(nn.Module):
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.was_hard = self.hard
-
-
-def _error(weight: Tensor, step: Tensor, low: int, high: int) -> float:
-    """Sum of the squares of what rounding to a grid changes."""
-    parts = weight.reshape(-1).split(CHUNK)
-    return sum(float((step * round_to_grid(x, step, low, high) - x).double().square_().sum()) for x in parts)
 
 
 def csq_layers(model: nn.Module) -> dict[str, Planes]:
@@ -238,7 +239,7 @@ def has_planes(model: nn.Module) -> bool:
 @contextmanager
 def computed_ahead(model: nn.Module) -> Iterator[None]:
     """Within it all weights of a converted model are those computed on entering, in one go: the faster way to train."""
-    layers = [planes for planes in csq_layers(model).values() if not planes.hard]
+    layers = [planes for planes in csq_layers(model).values() if not (planes.hard or planes.held)]
     inputs = [t for planes in layers for t in planes._inputs(planes.beta)]
     try:
         for planes, flat in zip(layers, AllWeights.apply(*inputs) if layers else ()):

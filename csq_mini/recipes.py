@@ -38,8 +38,8 @@ class Recipe:
         warmup_epochs: length of the warm-up in each phase.
         strength: of the budget, see :class:`csq_mini.Budget`.
         floor: planes that each layer keeps at least.
-        hold: for a trained network: the search trains masks or precisions alone, and the freeze rounds the weights as
-            they were before it.
+        hold: for a trained network: the search moves precisions alone. A layer of k planes has its weight rounded to
+            the nearest grid of k planes, and that is what the freeze makes of it. Needs ordered masks.
         growth, weighted: False removes this part of the budget's penalty, see :class:`csq_mini.Budget`.
         one_rate: gives every parameter but precisions the rate ``lr``, to see what the rates of the logits are for.
         activation_bits: bits of every ReLU's output, by PACT; None leaves activations float.
@@ -104,6 +104,8 @@ class Recipe:
                 self._set(name, number, 0)
         if self.momentum >= 1:
             raise ValueError(f"momentum must be below 1, got {self.momentum!r}")
+        if self.hold and self.masks != "ordered":
+            raise ValueError("hold=True needs masks='ordered', got masks='free'")
         if not self.search_epochs + self.finetune_epochs:
             raise ValueError("search_epochs and finetune_epochs are both 0: there is nothing to train")
         for name in ("beta_start", "beta_end"):

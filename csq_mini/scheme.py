@@ -52,6 +52,8 @@ def harden_planes(planes: Planes, name: str = "") -> Scheme:
     ValueError if a logit or the scale is not finite, or the mask is none that a freeze has made.
     """
     _check_planes(planes, name)
+    if planes.held:
+        return nearest(planes.held.weight, int(planes.open.sum()), planes.available)
     kept = tuple(planes.open.nonzero().flatten().tolist())
     filled = tuple((planes.mask.round() == FILLED).nonzero().flatten().tolist())
     # Once frozen, p and n begin with the lowest plane kept; until then they have all planes.
@@ -63,6 +65,13 @@ def harden_planes(planes: Planes, name: str = "") -> Scheme:
     if step0 == 0:  # a scale that has vanished: zeros, whatever the bits and the step
         step0, codes = 1.0, torch.zeros_like(codes)
     return Scheme(planes.available, kept, filled, step0 * 2 ** min(kept, default=0), codes.view(planes.shape))
+
+
+def nearest(weight: Tensor, count: int, available: int = 8) -> Scheme:
+    """The weight on ``count`` planes and the step with the least squared error, as a freeze finds them."""
+    planes = Planes(weight.detach(), available)
+    planes.freeze(count, weight.detach())
+    return harden_planes(planes)
 
 
 def _check_planes(planes: Planes, name: str) -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import csq_mini as csq
-from csq_mini.planes import CHUNK, Planes, PlaneSum
-from csq_mini.relaxed import gain
+from csq_mini.planes import Planes, PlaneSum
+from csq_mini.relaxed import CHUNK, gain
 
 BETAS = [0.5, 1.0, 7.0, 50.0, 200.0]
 KEPT = {"free": None, "ordered": None, "all": (0, 8), "middle": (2, 6), "top": (7, 8), "none": (8, 8)}

@@ -4,7 +4,7 @@ import copy
 
 from torch import nn
 
-from ..modules import unwrap
+from ..modules import plain_name, unwrap
 from ..planes import csq_layers
 
 
@@ -17,10 +17,13 @@ class Held:
         self._still: list[nn.Parameter] = []
 
     def hold(self) -> None:
-        """Train nothing but masks or precisions until :meth:`release`."""
-        self.release()
-        masks = {id(planes.q) for planes in csq_layers(self.model).values()}
-        self._still = [p for p in self.model.parameters() if p.requires_grad and id(p) not in masks]
+        """Train nothing but precisions until :meth:`release`."""
+        layers = csq_layers(self.model)
+        weights = {plain_name(key): value for key, value in self.start.items()}
+        for name, planes in layers.items():
+            planes.hold(weights[f"{name}.weight".lstrip(".")])
+        precisions = {id(planes.q) for planes in layers.values()}
+        self._still = [p for p in self.model.parameters() if p.requires_grad and id(p) not in precisions]
         for parameter in self._still:
             parameter.requires_grad_(False)
 

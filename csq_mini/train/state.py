@@ -24,8 +24,6 @@ def state_of(trainer: Any) -> dict[str, Any]:
 def restore(trainer: Any, state: dict[str, Any]) -> None:
     """Have a trainer continue from a state; ValueError if it does not fit, before anything changes."""
     check_state(state, trainer)
-    if trainer.held:
-        trainer.held.release()
     if trainer.budget and state["target"] != trainer.budget.target:
         trainer.budget = trainer._budget(state["target"])
     trainer.temperature = state["temperature"]
@@ -33,6 +31,7 @@ def restore(trainer: Any, state: dict[str, Any]) -> None:
     trainer.meter.loss.copy_(state["loss"])
     trainer.meter.seconds, trainer.meter.images, trainer.meter.since = state["seconds"], state["images"], None
     if trainer.budget and not trainer.budget.frozen and is_frozen(state["model"]):
+        trainer.release()
         trainer.budget.freeze(like=state["model"])
     if trainer.budget:
         trainer.budget.load_state_dict(state["budget"])

@@ -68,6 +68,8 @@ class Trainer:
         if recipe.target is not None:
             self.held = Held(model) if recipe.hold else None
             convert(model, recipe.planes, recipe.skip, recipe.masks)
+            if self.held and recipe.search_epochs:
+                self.held.hold()
             self.retarget(recipe.target)
             self.phases = [("search", recipe.search_epochs), ("finetune", recipe.finetune_epochs)]
         self.epoch_steps = max(len(data.train[0]) // recipe.batch_size, 1)
@@ -174,8 +176,6 @@ class Trainer:
     def _prepare(self) -> None:
         """Make a new optimizer and, where several processes train together, a new wrapper."""
         r = self.recipe
-        if self.held and self.phase == "search":
-            self.held.hold()
         self.optimizer = optimizer(self.model, r.optimizer, r.lr, steps=self.steps, logit_lr=r.logit_lr,
                                    weight_decay=r.weight_decay, momentum=r.momentum)  # fmt: skip
         for group in self.optimizer.param_groups:
@@ -184,9 +184,13 @@ class Trainer:
 
     def _freeze(self) -> None:
         assert self.budget
+        self.release()
+        self.budget.freeze(rewind=self.held.start if self.held else None)
+
+    def release(self) -> None:
+        """Train again what a recipe with ``hold`` keeps still in the search."""
         if self.held:
             self.held.release()
-        self.budget.freeze(rewind=self.held.start if self.held else None)
 
     def epoch(self) -> dict[str, Any]:
         """Train to the end of the epoch, judge, and return the new entry of the history."""

@@ -11,17 +11,9 @@ from ...batchnorm import kept_in_eval, set_training
 from ...conversion import convertible
 from ...data import Data
 from ...modules import copied
-from ...planes import Planes
-from ...scheme import Scheme, harden_planes
+from ...scheme import nearest
 
 IMAGES, BATCHES = 256, 4  # training images that a loss is measured on
-
-
-def nearest(weight: Tensor, count: int, available: int = 8) -> Scheme:
-    """The weight on ``count`` planes and the step with the least squared error, as a freeze finds them."""
-    planes = Planes(weight.detach(), available)
-    planes.freeze(count)
-    return harden_planes(planes)
 
 
 class JointLoss:
