@@ -19,6 +19,7 @@ from .rewind import Start
 from .targets import capacity, check_target, planes_in
 
 ARRIVES = 0.75  # progress of the search at which the line reaches the target
+ARRIVES_HELD = 0.5  # the same for held weights, which learn nothing on the way down, so that precisions can settle
 SMALL, MOST = 2e-4, 14.0  # lambda of ordered masks is SMALL sinh(mu), and mu lies in [-MOST, MOST]
 FOLLOWS = 150.0  # mu grows by strength times this, for a bit above the line all through the search
 LARGE_CUT = 0.25  # bits a weight; a freeze that takes away more warns
@@ -81,8 +82,9 @@ class Budget:
 
     def line(self, progress: float) -> float:
         """Bits a weight wanted at ``progress``, in [0, 1]: from N straight down to the target, and then on it."""
-        planes = next(iter(self._available().values()))
-        return planes + (self.target - planes) * min(progress / ARRIVES, 1.0)
+        most = next(iter(self._available().values()))
+        arrives = ARRIVES_HELD if any(planes.held for planes in self.layers.values()) else ARRIVES
+        return most + (self.target - most) * min(progress / arrives, 1.0)
 
     def penalty(self, progress: float | None = None) -> Tensor:
         """The term to add to the loss, 0-dim; 0 once frozen. Waits for no device.
@@ -212,8 +214,8 @@ class Budget:
         self.cut = max(before - self.bits(), 0.0)
         if self.steered and like is None and self.cut > LARGE_CUT:
             warnings.warn(f"the search ended at {before:.2f} bits a weight, and the freeze cut off {self.cut:.2f} of "
-                          f"them to reach the target {self.target:g}: search for more steps, with csq.optimizer, or "
-                          f"with strength above {self.strength:g}", stacklevel=3)  # fmt: skip
+                          f"them to reach the target {self.target:g}: search for more steps, with csq.optimizer",
+                          stacklevel=3)  # fmt: skip
         return counts
 
     def _counts(self) -> dict[str, int]:

@@ -188,7 +188,7 @@ class Planes(nn.Module):
     def freeze(self, count: int, weight: Tensor | None = None) -> None:
         """Keep ``count`` contiguous planes for good, and round the present weight onto them, or another of its shape.
 
-        The nearest grid is taken (:func:`~csq_mini.nearest.nearest_grid`). Planes in it that the search had closed are
+        The nearest grid is taken, as ``csq_mini.nearest`` finds it. Planes in it that the search had closed are
         marked as filled. All bit logits go back to +-0.5, where the finetune starts, as in continuous sparsification
         (arXiv 1912.04427).
         """

@@ -93,11 +93,11 @@ class Report:
     """A table of the quantized layers, to print or to show.
 
     ``rows`` has a :class:`LayerReport` for each, ``floats`` a :class:`FloatPart` for all else that the model holds, and
-    ``total`` the sums.
+    ``total`` the sums. ``cut`` is what the freeze took away, in bits a weight, if :func:`csq_mini.fit` made the report.
     """
 
     def __init__(self, rows: list[LayerReport], total: Total, floats: Sequence[FloatPart] = ()):
-        self.rows, self.total, self.floats = rows, total, list(floats)
+        self.rows, self.total, self.floats, self.cut = rows, total, list(floats), 0.0
 
     def to_pandas(self) -> pandas.DataFrame:
         """The rows as a DataFrame, a column for each field of :class:`LayerReport`."""
@@ -116,6 +116,7 @@ class Report:
             f"(32 over them: {t.paper_compression:.1f}x), {t.stored_bits:.3f} stored bits a weight",
             f"stays float: {t.float_values} values, {t.float_bytes} bytes; {self._float_weights()}",
             "planes: most significant first; 1 learned, F filled at the freeze, . dropped",
+            *([f"the freeze cut {self.cut:.3f} bits a weight that the search had left"] if self.cut else []),
         ]
 
     def _float_weights(self) -> str:

@@ -13,7 +13,8 @@ from csq_mini.experiments.baselines.allocations import allocate
 from csq_mini.experiments.baselines.bsq import BitPlanes
 from csq_mini.experiments.baselines.learned_bits import StepAndRange
 from csq_mini.experiments.baselines.quantizers import LSQ, DoReFa, attach, exact
-from csq_mini.experiments.baselines.solver import capacity, cheapest, local_search, used
+from csq_mini.experiments.baselines.solver import cheapest, local_search
+from csq_mini.targets import capacity, planes_in
 
 RECIPE = csq.recipes.get("digits", search_epochs=2, finetune_epochs=1, recalibration_batches=1, checkpoint_steps=3)
 WEIGHT = torch.tensor([0.9, -0.31, 0.08, -1.7])
@@ -119,7 +120,7 @@ def test_every_allocation_fits_and_ignores_the_test_images(target):
     for name in allocations.ALLOCATIONS:
         planes = allocate(name, model, data, target, 3)
         sizes = {key: model.get_submodule(key).weight.numel() for key in planes}
-        assert used(planes, sizes) <= capacity(target, sizes) and min(planes.values()) >= 1
+        assert planes_in(sizes, planes) <= capacity(target, sizes) and min(planes.values()) >= 1
         assert planes == allocate(name, model, other, target, 3)
 
 
@@ -128,10 +129,10 @@ def test_the_cheapest_planes_are_those_of_trying_all():
     for room in (150, 201, 333, 500):
         costs = {name: {k: float(torch.rand((), generator=generator)) for k in (1, 2, 3, 4)} for name in SIZES}
         choices = [dict(zip(SIZES, ks)) for ks in itertools.product((1, 2, 3, 4), repeat=4)]
-        fitting = [c for c in choices if used(c, SIZES) <= room]
+        fitting = [c for c in choices if planes_in(SIZES, c) <= room]
         least = min(sum(costs[n][k] for n, k in c.items()) for c in fitting)
         found = cheapest(costs, SIZES, room)
-        assert used(found, SIZES) <= room
+        assert planes_in(SIZES, found) <= room
         assert sum(costs[n][k] for n, k in found.items()) == pytest.approx(least)
 
 
@@ -144,7 +145,7 @@ def test_local_search_never_ends_worse_than_its_start():
 
         start = dict.fromkeys(SIZES, 2)
         found = local_search(cost, start, SIZES, 286, 30, seed)
-        assert cost(found) <= cost(start) and used(found, SIZES) <= 286
+        assert cost(found) <= cost(start) and planes_in(SIZES, found) <= 286
 
 
 def test_reproduce_takes_a_scheme_and_reads_that_of_another_row(tmp_path):

@@ -54,10 +54,10 @@ def fit(
     A copy of the model is trained. The test split is used once, at the end. Processes that ``torchrun`` starts train
     one model together, each on its share of every batch; the first of them writes the files.
 
-    History columns: ``phase``, ``epoch`` (from 1, over all phases), ``step``, ``loss`` (mean over the epoch, penalty
-    included), ``soft`` and ``hard`` (metric on the validation split: of the model as it trains, and of its hardened,
+    History columns: ``phase``, ``epoch`` (from 1, over all phases), ``step``, ``loss`` (mean over the epoch, without
+    the penalty), ``soft`` and ``hard`` (metric on the validation split: of the model as it trains, and of its hardened,
     recalibrated copy), ``seconds`` (training and judging), ``images_per_second`` (training alone), ``beta``, ``bits``,
-    and ``bits/<layer>`` for each layer.
+    ``cut`` (bits a weight that the freeze took away), and ``bits/<layer>`` for each layer.
 
     Args:
         model: any float ``nn.Module`` with layers to convert. Parts in evaluation mode stay in it, and keep the
@@ -170,6 +170,8 @@ def _finish(trainer: Trainer, folder: RunFolder | None) -> Result:
     test = evaluate(model, trainer.data, "test", trainer.metric)
     seconds = sum(entry["seconds"] for entry in trainer.history) + time.perf_counter() - start
     table = report(model) if trainer.budget else None
+    if table and trainer.budget:
+        table.cut = trainer.budget.cut
     if folder:
         folder.write_result(model, test, table, trainer.recipe)
     return Result(model.eval(), test, pandas.DataFrame(trainer.history), table, trainer.recipe, seconds)

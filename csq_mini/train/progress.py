@@ -33,7 +33,7 @@ class Progress:
 class Meter:
     """What an epoch counts."""
 
-    loss: Tensor  # sum over the steps, penalties included; stays on the device, so that no step waits
+    loss: Tensor  # sum over the steps; stays on the device, so that no step waits
     seconds: float = 0.0
     images: int = 0
     since: float | None = None  # when the clock was last started

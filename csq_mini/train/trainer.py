@@ -66,9 +66,9 @@ class Trainer:
             quantize_activations(model, recipe.activation_bits)
         self.held: Held | None = None
         if recipe.target is not None:
-            self.held = Held(model) if recipe.hold else None
+            self.held = Held(model) if recipe.hold and recipe.search_epochs else None
             convert(model, recipe.planes, recipe.skip, recipe.masks)
-            if self.held and recipe.search_epochs:
+            if self.held:
                 self.held.hold()
             self.retarget(recipe.target)
             self.phases = [("search", recipe.search_epochs), ("finetune", recipe.finetune_epochs)]
@@ -144,11 +144,10 @@ class Trainer:
         with ahead, torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.loss(self.net(x), y)
         total = loss + self.budget.penalty(at.step / self.steps) if self.budget else loss
-        total = total + self.penalty() if self.penalty else total
         optimizer.zero_grad()
-        total.backward()
+        (total + self.penalty() if self.penalty else total).backward()
         optimizer.step()
-        self.meter.loss += total.detach()
+        self.meter.loss += loss.detach()
         self.meter.images += len(y) * parallel.count()
         at.step += 1
         if self.on_step:
@@ -188,7 +187,7 @@ class Trainer:
         self.budget.freeze(rewind=self.held.start if self.held else None)
 
     def release(self) -> None:
-        """Train again what a recipe with ``hold`` keeps still in the search."""
+        """Train again what a search with ``hold`` keeps still."""
         if self.held:
             self.held.release()
 
@@ -229,9 +228,13 @@ class Trainer:
 
     def hardened(self) -> nn.Module:
         """A hardened copy of the model, in evaluation mode, its batch norm recalibrated as the recipe says."""
-        hard, count = parallel.unsync(harden(self.model)), self.recipe.recalibration_batches
+        return self.recalibrated(parallel.unsync(harden(self.model)))
+
+    def recalibrated(self, hard: nn.Module) -> nn.Module:
+        """A hardened model in evaluation mode, its batch norm recalibrated in place as the recipe says."""
         set_training(hard, self.still)
         # Augmented: with statistics of images as they are, a ResNet-20 trained on padded crops lost four points.
+        count = self.recipe.recalibration_batches
         images = islice(self.data.batches("train", JUDGE_BATCH, self.recipe.seed), count)
         return (recalibrate(hard, images) if count else hard).eval()
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...budget import check_target
 from ...check import unknown, whole
 from ...data import Data
 from ...files import read_json
+from ...targets import capacity, check_target, planes_in
 from .rounding import JointLoss
-from .solver import Planes, Sizes, capacity, cheapest, local_search, used
+from .solver import Planes, Sizes, cheapest, local_search
 
 GIVEN = ("planes", "round", "ste", "lsq")
 """Methods that are given the planes of each layer."""
@@ -40,7 +40,7 @@ def _raised(planes: Planes, sizes: Sizes, target: float, names: Iterable[str]) -
     """One plane more for each of these layers that still fits, in their order."""
     planes, room = dict(planes), capacity(target, sizes)
     for name in names:
-        if used(planes, sizes) + sizes[name] <= room and planes[name] < MOST:
+        if planes_in(sizes, planes) + sizes[name] <= room and planes[name] < MOST:
             planes[name] += 1
     return planes
 
@@ -55,9 +55,9 @@ def by_hand(sizes: Sizes, target: float) -> Planes:
     planes = {name: max(SMALL_PLANES, int(target)) if name in small else int(target) for name in sizes}
     large = [name for name in sizes if name not in small]
     for group in (large, [name for name in sizes if name in small]):
-        while used(planes, sizes) > capacity(target, sizes) and any(planes[name] > 1 for name in group):
+        while planes_in(sizes, planes) > capacity(target, sizes) and any(planes[name] > 1 for name in group):
             for name in reversed(group):
-                if used(planes, sizes) > capacity(target, sizes) and planes[name] > 1:
+                if planes_in(sizes, planes) > capacity(target, sizes) and planes[name] > 1:
                     planes[name] -= 1
     return _raised(planes, sizes, target, [name for name in large if planes[name] == int(target)])
 
@@ -65,7 +65,7 @@ def by_hand(sizes: Sizes, target: float) -> Planes:
 def by_chance(sizes: Sizes, target: float, seed: int) -> Planes:
     """One plane for every layer, then one more for a random layer among those where it fits, until it fits nowhere."""
     draw, planes, room = random.Random(seed), dict.fromkeys(sizes, 1), capacity(target, sizes)
-    while fitting := [n for n in sizes if planes[n] < MOST and used(planes, sizes) + sizes[n] <= room]:
+    while fitting := [n for n in sizes if planes[n] < MOST and planes_in(sizes, planes) + sizes[n] <= room]:
         planes[draw.choice(fitting)] += 1
     return planes
 
@@ -158,8 +158,8 @@ def check_scheme(planes: Mapping[str, Any], sizes: Sizes, target: float, most: i
                          f"the scheme has no planes for layer {name}: give it 1 to {most}")  # fmt: skip
     for name, k in planes.items():
         whole(f"planes of {name}", k, 1, most)
-    bits = used(planes, sizes) / sum(sizes.values())
-    if used(planes, sizes) > capacity(target, sizes):
+    bits = planes_in(sizes, planes) / sum(sizes.values())
+    if planes_in(sizes, planes) > capacity(target, sizes):
         raise ValueError(f"the scheme has {bits:g} bits a weight, above the target {target:g}: give a larger target")
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...targets import capacity, planes_in
 from .quantizers import TINY, Quantizer
 from .rounding import nearest
 from .search import Search
-from .solver import capacity, used
 
 EDGE = 1e-4  # of a plane: a range that is 2^k - 1 steps but for float rounding has k planes
 
@@ -107,7 +107,7 @@ class MemorySearch(Search):
         counts = {name: part.kept() for name, part in self.layers.items()}
         settled, room = dict(counts), capacity(self.target, self.sizes)
         over = {name: float(part.precision().detach()) - counts[name] for name, part in self.layers.items()}  # -1 to 0
-        while used(settled, self.sizes) > room:
+        while planes_in(self.sizes, settled) > room:
             name = min((n for n, k in settled.items() if k > 1), key=lambda n: over[n] + counts[n] - settled[n])
             settled[name] -= 1
         for name, part in self.layers.items():

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...batchnorm import recalibrate, set_training
 from ...check import unknown
 from ...conversion import convertible
 from ...data import Data
@@ -28,7 +26,6 @@ from ...scheme import schemes
 from ...train import Result, Trainer, accuracy, evaluate
 from ...train.fit import train_to_the_end
 from ...train.identity import identity
-from ...train.judge import JUDGE_BATCH
 from ...train.run_folder import RunFolder
 from .allocations import GIVEN, check_scheme
 from .bsq import BitPlanes, GroupLasso
@@ -98,16 +95,9 @@ def _prepared(
     attach(model, make, counts, recipe.planes, recipe.skip)
     trainer = start(model, data, recipe.replace(target=None))
     search = SEARCHES[method](trainer, recipe, recipe.target or 0) if method in SEARCHES else None
-    harden = partial(_hardened, trainer)
+    harden = lambda: trainer.recalibrated(exact(model))  # noqa: E731
     trainer.on_epoch = partial(_judge, trainer, harden, search)
     return trainer, harden
-
-
-def _hardened(trainer: Trainer) -> nn.Module:
-    hard, recipe = exact(trainer.model), trainer.recipe
-    set_training(hard, trainer.still)
-    images = islice(trainer.data.batches("train", JUDGE_BATCH, recipe.seed), recipe.recalibration_batches)
-    return (recalibrate(hard, images) if recipe.recalibration_batches else hard).eval()
 
 
 def _judge(trainer: Trainer, harden: Callable[[], nn.Module], search: Search | None, entry: dict[str, Any]) -> None:

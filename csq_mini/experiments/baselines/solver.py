@@ -6,22 +6,13 @@ Sizes are weights a layer, the capacity the most that weights times planes may c
 import math
 import random
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 
 import numpy as np
 
+from ...targets import planes_in
+
 Planes = dict[str, int]  # by layer
 Sizes = Mapping[str, int]
-
-
-def capacity(target: float, sizes: Sizes) -> int:
-    """The most that weights times planes may come to; a target is its decimal text, 0.3 is 3/10."""
-    return math.floor(Fraction(repr(float(target))) * sum(sizes.values()))
-
-
-def used(planes: Mapping[str, int], sizes: Sizes) -> int:
-    """Weights times planes, summed over the layers."""
-    return sum(sizes[name] * k for name, k in planes.items())
 
 
 def cheapest(costs: Mapping[str, Mapping[int, float]], sizes: Sizes, room: int) -> Planes:
@@ -67,7 +58,7 @@ def _exchanged(planes: Planes, sizes: Sizes, room: int, draw: random.Random, mos
     """A scheme near this one that fits; the same one if chance found none."""
     gains = draw.choice(list(planes))
     tried = {**planes, gains: min(most, planes[gains] + draw.choice((1, 1, 2)))}
-    while used(tried, sizes) > room:
+    while planes_in(sizes, tried) > room:
         givers = [name for name, k in tried.items() if k > 1 and name != gains]
         if not givers:
             return planes
