@@ -1,9 +1,10 @@
 """What version 0.1.0 made: its files are still read, and short runs still come out the same.
 
-``tests/golden`` holds a packed file, an ONNX file and the figures of five short runs, made by the commits that
+``tests/golden`` holds a packed file, an ONNX file and the figures of seven short runs, made by the commits that
 ``runs.json`` names. Integers and steps are the same on every machine. The runs are the same to the bit on the
 processor and PyTorch they were made with, and close to it elsewhere. (They were recorded again when the gain came to
-be computed in float32, from the temperature's buffer: with the former gain they still equalled those of 0.1.0.)
+be computed in float32, from the temperature's buffer: with the former gain they still equalled those of 0.1.0. The two
+with ordered masks are younger.)
 """
 
 import hashlib

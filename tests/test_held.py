@@ -115,3 +115,34 @@ def test_under_autocast_and_in_a_copy_the_weight_is_the_same():
         inside = layer.csq()
     assert torch.equal(inside, layer.csq()) and torch.equal(copy.deepcopy(layer).csq(), inside)
     assert same_state(layer, copy.deepcopy(layer)) and math.isfinite(float(inside.sum()))
+
+
+def test_a_held_search_is_on_the_target_at_half():
+    model = converted(mlp())
+    budget = csq.Budget(model, 2.0)
+    assert [budget.line(at) for at in (0, 0.375, 0.75)] == [8, 5, 2]
+    for planes in csq_layers(model).values():
+        planes.hold(planes(hard=True))
+    assert [budget.line(at) for at in (0, 0.25, 0.5, 0.9)] == [8, 5, 2, 2]
+
+
+def test_free_masks_cannot_be_held():
+    with pytest.raises(ValueError, match="hold=True needs masks='ordered', got masks='free'"):
+        csq.Recipe(hold=True, masks="free")
+    assert csq.Recipe(hold=True).hold and csq.Recipe(masks="free").masks == "free"
+
+
+def test_where_nothing_is_searched_nothing_is_held():
+    trainer = csq.Trainer(mlp(), few_digits(), RECIPE.replace(search_epochs=0))
+    assert trainer.held is None and not any(planes.held for planes in csq_layers(trainer.model).values())
+
+
+def test_the_report_says_what_the_freeze_cut():
+    def lines(cut):
+        found = csq.report(csq.harden(converted(mlp())))
+        found.cut = cut
+        return [line for line in found.summary() if "cut" in line]
+
+    assert lines(0.0) == [] and lines(0.3) == ["the freeze cut 0.300 bits a weight that the search had left"]
+    result = csq.fit(mlp(), few_digits(), RECIPE.replace(target=1.0, hold=False, search_epochs=1), progress=False)
+    assert result.report.cut == result.history["cut"].iloc[-1]

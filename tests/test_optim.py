@@ -207,3 +207,17 @@ def test_bit_logits_have_a_rate_with_which_they_decide():
 def test_an_optimizer_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         csq.optimizer(converted(mlp()), **{"steps": 10, **changes})
+
+
+def test_a_trained_network_without_batch_norm_survives_the_default_rates():
+    """At three times the rate its units die in the first steps, and it stays at chance."""
+    torch.manual_seed(0)
+    data = csq.data.digits()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+    recipe = csq.recipes.get("digits", logit_lr=None, search_epochs=5, finetune_epochs=4, target=None)
+    net = csq.fit(net, data, recipe, progress=False).model
+    low = {rate: recipe.replace(target=1.2, logit_lr=rate) for rate in (None, 3.0)}
+    found = {rate: csq.fit(net, data, one, progress=False) for rate, one in low.items()}
+    dead = {rate: float((r.model[:5](data.train[0]).amax(0) <= 0).float().mean()) for rate, r in found.items()}
+    assert found[None].accuracy > 0.9 and dead[None] < 0.4
+    assert found[3.0].accuracy < 0.85 and dead[3.0] > dead[None]
