@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
+from csq_book.results.readme import table
 from csq_mini import data, models, recipes
 from csq_mini.data.dataset import CropFlip, Normalise
-from csq_mini.experiments.rows import Row, read_row
 from csq_mini.experiments.rows import where as made_where
 from csq_mini.files import write_json
 from csq_mini.gates import temperature
@@ -175,80 +174,6 @@ def _summary(rows: list[dict[str, Any]], kind: str, target: float | None) -> dic
     print(f"{kind} {target}: {mean:.4f} +- {std:.4f}, at most {most} bits")
     return {"kind": kind, "target": target, "accuracy": mean, "std_over_seeds": std, "runs": len(chosen),
             "max_bits": most}  # fmt: skip
-
-
-def photographs(folder: Path) -> tuple[list[str], list[Row]]:
-    """ResNet-20 on CIFAR-10 from a float network, as lines of a table, and its rows."""
-    kinds = {("no-masks", "cpu"): "uniform", ("csq", "cpu"): "csq, free masks",
-             ("csq", "held"): "csq, ordered masks, weights held in the search"}  # fmt: skip
-    files = sorted((folder / "rows").glob("resnet20-cifar10-pretrained-*-seed0.json"))
-    rows = [row for row in map(read_row, files) if (row.method, row.profile) in kinds and row.activation_bits is None]
-    rows = [row for row in rows if "epochs" not in row.key]
-    rows.sort(key=lambda row: (row.target, list(kinds).index((row.method, row.profile))))
-    epochs = rows[0].search_epochs + rows[0].finetune_epochs
-    lines = [
-        f"| ResNet-20 on CIFAR-10, {epochs} epochs from a float network | bits a weight | accuracy |",
-        "|---|---|---|",
-        f"| float | 32 | {rows[0].start_accuracy:.2%} |",
-        *(f"| {kinds[r.method, r.profile]}, target {r.target:g} | {r.paper_bits:.3f} | {r.accuracy:.2%} |"
-          for r in rows),
-    ]  # fmt: skip
-    return lines, rows
-
-
-def _threads(where: Mapping[str, Any]) -> str:
-    return f"{where['threads']} thread{'s' * (where['threads'] > 1)}"
-
-
-def table(folder: Path) -> str:
-    """The figures of the result files as the Markdown tables that the README shows."""
-    step, cross = (json.loads((folder / f"bench_{name}.json").read_text()) for name in ("steps", "digits"))
-    lines = [
-        "| digits, 5 folds x 3 seeds | bits a weight, at most | accuracy | spread over seeds |",
-        "|---|---|---|---|",
-    ]
-    for row in cross["summary"]:
-        bits = "32" if row["max_bits"] is None else f"{row['max_bits']:.3f}"
-        name = row["kind"] if row["target"] is None else f"{row['kind']}, target {row['target']:g}"
-        lines.append(f"| {name} | {bits} | {row['accuracy']:.2%} | {row['std_over_seeds']:.2%} |")
-    pictures, made = photographs(folder)
-    places = {row.profile: {**row.versions, **row.hardware} for row in made}
-    lines += [
-        "",
-        *pictures,
-        "",
-        f"| ResNet-20, batch {step['batch']} | measured | bound or aim |",
-        "|---|---|---|",
-        *(
-            f"| {phase} step / float step, median of {step['pairs']} pairs (quartiles) | {step[f'{phase}_ratio']:.3f} "
-            "({:.3f} to {:.3f}) ".format(*step[f"{phase}_ratio_quartiles"]) + f"| at most {most} |"
-            for phase, most in (("search", "1.08"), ("finetune", "1.04"))
-        ),
-        f"| drawing a batch / float step, median | {step['data_share']:.1%} | at most 3% |",
-        *(
-            f"| parameters, gradients, momentum in the {phase}, bytes a weight "
-            f"| {step[f'{phase}_bytes_per_weight']:.1f} | {step[f'{phase}_bound_bytes_per_weight']:.1f} |"
-            for phase in ("search", "finetune")
-        ),
-        f"| float step / float step in bfloat16, median (quartiles) | {step['bfloat16_float_ratio']:.2f} "
-        "({:.2f} to {:.2f}) | |".format(*step["bfloat16_float_ratio_quartiles"]),
-        f"| search step / search step in bfloat16, median (quartiles) | {step['bfloat16_search_ratio']:.2f} "
-        "({:.2f} to {:.2f}) | |".format(*step["bfloat16_search_ratio_quartiles"]),
-        f"| saved for backward beyond parameters, bytes | {step['search_saved_beyond_parameters_bytes']} | 0 |",
-        f"| one digits run, {_threads(cross['where'])}, seconds | {cross['one_run_s']:.1f} | at most 25 |",
-        "",
-        *(
-            f"{title}: seeds {', '.join(map(str, seeds))}, csq-mini {w['csq_mini']}, torch {w['torch']}, {w['cpu']}, "
-            f"{_threads(w)}."
-            for title, seeds, w in (
-                ("First table", cross["seeds"], cross["where"]),
-                *(("Second table" + (f", profile {profile}" if len(places) > 1 else ""), [0], place)
-                  for profile, place in places.items()),
-                ("Third table", [step["seed"]], step["where"]),
-            )
-        ),
-    ]  # fmt: skip
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -1,0 +1,133 @@
+"""The scoreboard: methods at equal bits and epochs on one bed, seed by seed, as a table and as a figure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from csq_mini import models, plots
+from csq_mini.experiments.statistics import paired, summary
+
+from .tables import NAMES
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+SCHEMES: Mapping[str, str] = {
+    "uniform": "uniform", "hand": "by hand", "random": "at random", "mse": "by squared error", "fisher": "by Fisher",
+    "loss": "by measured loss", "pairs": "by pairs", "local-search": "by local search",
+}  # fmt: skip
+"""What pages call the schemes that a method is given."""
+
+SEED = ("seed", "fold")  # what two runs must share to be a pair
+
+
+class Entry(NamedTuple):
+    """A method, and the scheme that it was given, if it was given one."""
+
+    method: str
+    scheme: str | None
+
+    def __str__(self) -> str:
+        return NAMES[self.method] + (f", {SCHEMES.get(self.scheme, self.scheme)}" if self.scheme else "")
+
+
+UNIFORM = Entry("planes", "uniform")
+
+
+def entry_of(row: Mapping[str, Any]) -> Entry:
+    """The method of a row; pandas writes a scheme that is not there as None, or as NaN."""
+    return Entry(row["method"], row["allocation"] if isinstance(row["allocation"], str) else None)
+
+
+def entries(rows: pandas.DataFrame, against: Entry = UNIFORM) -> dict[Entry, dict[tuple[int, int], float]]:
+    """Accuracy in percent by seed and fold, for each method of these rows; the best mean first.
+
+    ValueError if there are two rows of one method and seed, or none of ``against``.
+    """
+    found: dict[Entry, dict[tuple[int, int], float]] = {}
+    for row in rows.to_dict("records"):
+        seed = tuple(-1 if row[key] is None or row[key] != row[key] else int(row[key]) for key in SEED)
+        runs = found.setdefault(entry_of(row), {})
+        if seed in runs:
+            raise ValueError(f"two rows of {row['method']} with seed {row['seed']}: {row['key']} is one of them")
+        runs[seed] = 100 * row["accuracy"]  # type: ignore[index]
+    if against not in found:
+        raise ValueError(f"no row of {against}, with which the others are compared")
+    return dict(sorted(found.items(), key=lambda item: -summary(item[1])["mean"]))
+
+
+def board(rows: pandas.DataFrame, against: Entry = UNIFORM) -> pandas.DataFrame:
+    """A line for each method: accuracy with its spread, bits, and how far ahead of ``against`` it is, seed by seed.
+
+    Args:
+        rows: of one network, data set, target and number of epochs, as :func:`~.verdicts.select` gives them.
+    """
+    import pandas
+
+    found, lines = entries(rows, against), []
+    bits = {entry: [row["paper_bits"] for row in rows.to_dict("records") if entry_of(row) == entry] for entry in found}
+    for entry, runs in found.items():
+        mine = summary(runs)
+        line = {"method": str(entry), "accuracy": f"{mine['mean']:.2f}%",
+                "spread": f"{mine['sd']:.2f}" if mine["n"] > 1 else "one seed", "n": str(mine["n"]),
+                "bits": f"{statistics.fmean(bits[entry]):.3f}",
+                "ahead by": "", "from, to": "", "seeds ahead": ""}  # fmt: skip
+        pairs = [seed for seed in runs if seed in found[against]]
+        if entry != against and pairs:
+            ahead = paired(runs, found[against])
+            won = sum(runs[seed] > found[against][seed] for seed in pairs)
+            line |= {"ahead by": f"{ahead['mean']:+.2f}", "from, to": f"{ahead['low']:+.2f}, {ahead['high']:+.2f}",
+                     "seeds ahead": f"{won} of {len(pairs)}"}  # fmt: skip
+        lines.append(line)
+    return pandas.DataFrame(lines)
+
+
+def dots(rows: pandas.DataFrame, against: Entry = UNIFORM, line: float | None = None) -> Figure:
+    """A dot for each run and a bar for each mean, a row a method; ``line`` marks an accuracy, such as that of float."""
+    found = entries(rows, against)
+    with plots.style() as colors:
+        figure = plots.Picture(1.3 + 0.42 * len(found))
+        ax = figure.subplots()
+        for y, (entry, runs) in enumerate(found.items()):
+            color = colors[1] if entry == against else colors[0] if entry.scheme is None else "0.45"
+            ax.plot([*runs.values()], [y] * len(runs), "o", ms=7, mfc="none", mew=1.5, color=color)
+            ax.plot([summary(runs)["mean"]] * 2, [y - 0.3, y + 0.3], color=color, lw=2.5, solid_capstyle="butt")
+        if line is not None:
+            ax.axvline(line, color="0.3", lw=1.2, ls="--")
+        ax.set(yticks=range(len(found)), yticklabels=[str(entry) for entry in found], xlabel="accuracy (%)")
+        ax.set_ylim(len(found) - 0.4, -0.6)
+        ax.grid(axis="y", visible=False)
+        return figure
+
+
+def schemes(rows: pandas.DataFrame) -> Figure:
+    """Planes of every layer, a column a run and a row a layer, from the input on, with its share of the weights."""
+    import numpy as np
+
+    rows = rows.sort_values(["method", "allocation", "seed"], na_position="first")
+    names = list(rows["scheme"].iloc[0])
+    planes = np.array([[len(row[name]) - row[name].count(".") for row in rows["scheme"]] for name in names])
+    sizes = _sizes(rows["model"].iloc[0], names)
+    with plots.style():
+        figure = plots.Picture(1.6 + 0.24 * len(names))
+        ax = figure.subplots()
+        ax.imshow(planes, cmap="Blues", vmin=0, vmax=8, aspect="auto")
+        for (y, x), k in np.ndenumerate(planes):
+            ax.text(x, y, str(k), ha="center", va="center", fontsize=10, color="white" if k > 4 else "0.15")
+        ax.set(xticks=range(len(rows)), yticks=range(len(names)))
+        ax.set_yticklabels([f"{name}  {size:.1%}" for name, size in zip(names, sizes)], fontsize=9)
+        labels = [f"{entry_of(row)}\nseed {row['seed']}" for row in rows.to_dict("records")]
+        ax.set_xticklabels([label.replace(", ", ",\n") for label in labels], fontsize=8.5)
+        ax.xaxis.tick_top()
+        ax.grid(visible=False)
+        return figure
+
+
+def _sizes(model: str, names: list[str]) -> list[float]:
+    """Share of the weights that each layer has."""
+    network = models.get(model)()
+    sizes = [network.get_parameter(f"{name}.weight").numel() for name in names]
+    return [size / sum(sizes) for size in sizes]

@@ -1,0 +1,71 @@
+"""The scoreboard, on rows made up for the purpose."""
+
+import pytest
+from made_up_rows import made_up, table_of
+
+from csq_book.results import scoreboard
+from csq_book.results.scoreboard import UNIFORM, Entry
+
+
+def csq(seed, accuracy, **changes):
+    return made_up("csq", 2.0, seed, accuracy=accuracy, **changes)
+
+
+def planes(seed, accuracy, scheme="uniform", **changes):
+    return made_up("planes", 2.0, seed, accuracy=accuracy, allocation=scheme, **changes)
+
+
+ROWS = table_of(
+    csq(0, 0.915), csq(1, 0.913), csq(2, 0.914), planes(0, 0.909), planes(1, 0.911), planes(2, 0.907),
+    planes(0, 0.905, "hand"), planes(3, 0.907, "hand"),
+)  # fmt: skip
+
+
+def test_methods_are_told_apart_by_their_scheme_and_the_best_comes_first():
+    found = scoreboard.entries(ROWS)
+    assert [str(entry) for entry in found] == ["CSQ", "fixed planes, uniform", "fixed planes, by hand"]
+    assert found[Entry("csq", None)] == {(s, -1): pytest.approx(a) for s, a in ((0, 91.5), (1, 91.3), (2, 91.4))}
+    assert str(Entry("ste", "random17")) == "straight-through, random17"
+
+
+def test_the_board_counts_and_pairs_by_seed():
+    csq_line, uniform, hand = scoreboard.board(ROWS).to_dict("records")
+    assert csq_line == {"method": "CSQ", "accuracy": "91.40%", "spread": "0.10", "n": "3", "bits": "2.000",
+                        "ahead by": "+0.50", "from, to": "+0.20, +0.70", "seeds ahead": "3 of 3"}  # fmt: skip
+    assert uniform["accuracy"] == "90.90%" and uniform["ahead by"] == uniform["seeds ahead"] == ""
+    assert hand["n"] == "2" and hand["ahead by"] == "-0.40" and hand["seeds ahead"] == "0 of 1"  # one seed is in both
+
+
+def test_folds_are_pairs_too_and_a_single_run_has_no_spread():
+    rows = table_of(csq(0, 0.98, fold=0), planes(0, 0.97, fold=0), planes(0, 0.99, fold=1))
+    single, uniform = scoreboard.board(rows).sort_values("method").to_dict("records")
+    assert single["spread"] == "one seed" and single["ahead by"] == "+1.00" and uniform["n"] == "2"
+    assert set(scoreboard.entries(rows)[UNIFORM]) == {(0, 0), (0, 1)}
+
+
+@pytest.mark.parametrize(("rows", "said"), [
+    ((csq(0, 0.9),), "no row of fixed planes, uniform"),
+    ((planes(0, 0.9), planes(0, 0.91)), "two rows of planes with seed 0"),
+])  # fmt: skip
+def test_what_cannot_be_compared_is_refused(rows, said):
+    with pytest.raises(ValueError, match=said):
+        scoreboard.board(table_of(*rows))
+
+
+def test_the_figure_has_a_ring_for_each_run_and_a_bar_for_each_method():
+    ax = scoreboard.dots(ROWS, line=92.5).axes[0]
+    rings, bars = [], []
+    for line in ax.lines[:-1]:
+        (rings if line.get_marker() == "o" else bars).append(line.get_xdata())
+    assert [len(xs) for xs in rings] == [3, 3, 2] and len(bars) == 3
+    assert bars[0][0] == pytest.approx(91.4) and ax.lines[-1].get_xdata()[0] == 92.5
+    assert [text.get_text() for text in ax.get_yticklabels()][0] == "CSQ"
+
+
+def test_the_schemes_stand_beside_each_other():
+    scheme = {"conv1": "11111111", "fc": "1......."}
+    rows = table_of(csq(1, 0.9, scheme=scheme), csq(0, 0.9), planes(0, 0.9, "hand"))
+    ax = scoreboard.schemes(rows).axes[0]
+    assert ax.images[0].get_array().tolist() == [[2, 8, 2], [2, 1, 2]]  # CSQ by seed, then what was given
+    assert ax.get_xticklabels()[2].get_text() == "fixed planes,\nby hand\nseed 0"
+    assert ax.get_yticklabels()[0].get_text().startswith("conv1  40.3%")
