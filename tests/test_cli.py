@@ -133,7 +133,7 @@ def test_reproduce_passes_on_what_was_asked_for(monkeypatch, capsys):
              "model": "digits_cnn", "data": "digits", "epochs": 4, "activation_bits": 5,
              "fold": 2, "changes": {"lr": 0.01, "growth": False}}  # fmt: skip
     assert asked == [usual, usual | other]
-    assert f"{row.key}: accuracy 0.9017 at 1.9" in capsys.readouterr().out
+    assert f"{row.key}: accuracy {row.accuracy:.4f} at 1.9" in capsys.readouterr().out
 
 
 def test_a_folder_in_use_ends_in_one_line(tmp_path, capsys):

@@ -68,8 +68,18 @@ def test_codes_and_types_are_those_of_the_model(resnet):
         half = layer.onnx_bits // 2
         assert layer.onnx_bits == 2 or not (-(2 ** (half - 1)) <= low and high < 2 ** (half - 1))  # the narrowest
         assert layer.extra_bytes >= 0
-    assert {layer.onnx_bits for layer in said.layers} == {2, 4, 8, 16}
+    assert {layer.onnx_bits for layer in said.layers} == {2, 4, 8}
     assert said.file_bytes == path.stat().st_size and "INT2" in str(said)
+
+
+def test_eight_planes_and_a_sign_take_sixteen_bits(tmp_path):
+    layer = nn.Linear(8, 4)
+    csq.convert(layer)
+    layer = csq.harden(layer)
+    said = csq.export_onnx(layer, torch.randn(2, 8), tmp_path / "a.onnx")
+    assert [part.onnx_bits for part in said.layers] == [16] and "INT16" in str(said)
+    [codes] = codes_of(tmp_path / "a.onnx").values()
+    assert int(codes.abs().max()) == 255 and torch.equal(codes, csq.integers(layer)[""].codes.long())
 
 
 def test_batch_norm_stays_and_only_standard_operators_are_used(resnet):

@@ -21,6 +21,12 @@ def trials(bed: Bed) -> list[dict[str, Any]]:
     return [dict(zip(bed["tune"], values)) for values in product(*bed["tune"].values())]
 
 
+def tried(bed: Bed) -> range:
+    """Numbers of the trials that must run: none where there is nothing to choose from."""
+    number = len(trials(bed))
+    return range(number if number > 1 else 0)
+
+
 def settings(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(bed, target, method), best first."""
     return [(name, str(target), method) for name, bed in config["beds"].items()
@@ -38,13 +44,17 @@ def run(bed: Bed, target: str, method: str, seed: int, changes: Mapping[str, Any
 
 
 def choose(bed: Bed, folders: Iterable[str], file: str) -> None:
-    """Write the changes of the trial whose hard accuracy on the validation split was best at its end."""
-    tried: list[dict[str, Any]] = []
+    """Write the changes of the trial whose hard accuracy on the validation split was best at its end.
+
+    Without folders it is the only one.
+    """
+    judged: list[dict[str, Any]] = []
     for changes, folder in zip(trials(bed), folders):
         [key] = load_rows(folder)["key"]
-        tried.append({"changes": changes, "validation": float(load_history(key, folder)["hard"].iloc[-1])})
-    best = max(tried, key=lambda trial: trial["validation"])  # of equals, the one that the config names first
-    write_json(file, {"changes": best["changes"], "tried": tried})
+        judged.append({"changes": changes, "validation": float(load_history(key, folder)["hard"].iloc[-1])})
+    only = {"changes": trials(bed)[0]}
+    best = max(judged, key=lambda trial: trial["validation"], default=only)  # of equals, the one named first
+    write_json(file, {"changes": best["changes"], "tried": judged})
 
 
 def compare(config: Mapping[str, Any], folders: Mapping[tuple[str, str, str], list[str]], file: str) -> None:

@@ -45,11 +45,20 @@ def test_two_jobs_a_second_call_and_a_row_that_is_gone(tmp_path):
 
 def test_a_run_that_fails_names_its_rule_and_its_log(tmp_path):
     pytest.importorskip("snakemake")
-    bed = {**TINY["beds"]["tiny"], "methods": ["planes+uniform"], "run": {**RUN, "start": "nowhere.pt"}}
+    bed = {**TINY["beds"]["tiny"], "methods": ["planes+uniform"], "run": {**RUN, "start": "nowhere.pt"},
+           "tune": {"lr": [0.02, 0.03]}}  # fmt: skip
     code, said = workflow(tmp_path, {**TINY, "beds": {"tiny": bed}})
     log = "rows/tiny/2/planes+uniform/trial0.log"
     assert code == 1 and "Error in rule trial" in said and log in said
     assert "no checkpoint nowhere.pt" in (tmp_path / log).read_text()
+
+
+@pytest.mark.parametrize(("tune", "number"), [({}, 0), ({"lr": [1]}, 0), ({"lr": [1, 2], "strength": [3, 4]}, 4)])
+def test_trials_run_where_there_is_a_choice(tune, number, tmp_path):
+    assert [*claims.tried({"tune": tune})] == [*range(number)]
+    if not number:
+        claims.choose({"tune": tune}, [], tmp_path / "rates.json")
+        assert claims.rates(tmp_path / "rates.json") == {key: value for key, [value] in tune.items()}
 
 
 def test_every_run_of_the_config_is_one_that_reproduce_takes(tmp_path):
