@@ -1,10 +1,12 @@
-"""Benchmarks whose figures the README shows: ``python book/scripts/bench.py [steps] [digits]``.
+"""Benchmarks whose figures the README and the book show: ``python book/scripts/bench.py [steps] [digits] [stability]``.
 
 ``steps``: time of a CSQ training step over a float one (ResNet-20, optimizer included), and of
 drawing a batch of images, as median ratios of interleaved pairs, because machines are noisy; and
 bytes a weight.
 ``digits``: hardened accuracy of the digits network by cross-validation over all images, against
 float and uniform precision trained the same way, and whether every budget is kept.
+``stability``: how steadily CSQ and other methods train the digits network at two bits: falls of
+the accuracy, soft against hard, and the signal in the gradients of mini-batches.
 Each writes book/results/bench_<name>.json with seeds, hardware and versions.
 """
 
@@ -20,18 +22,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.benchmark import Timer
 
 from csq_book.results.readme import table
 from csq_mini import data, models, recipes
+from csq_mini.conversion import convertible
 from csq_mini.data.dataset import CropFlip, Normalise
+from csq_mini.experiments.baselines.loop import SEARCHES, prepared
 from csq_mini.experiments.rows import where as made_where
+from csq_mini.experiments.stability import signal_to_noise, soft_to_hard, worst_fall
 from csq_mini.files import write_json
 from csq_mini.gates import temperature
 from csq_mini.planes import csq_layers
-from csq_mini.train import Trainer, fit
+from csq_mini.train import Trainer, evaluate, fit
 
 SEEDS, FOLDS, TARGETS = (0, 1, 2), 5, (1.5, 2.0, 3.0, 4.0, 5.0)
 
@@ -176,11 +183,46 @@ def _summary(rows: list[dict[str, Any]], kind: str, target: float | None) -> dic
             "max_bits": most}  # fmt: skip
 
 
+def stability_run(case: tuple[str, int]) -> dict[str, Any]:
+    """One training by a method and a seed, watched: case is (method, seed)."""
+    method, seed = case
+    torch.manual_seed(seed)
+    images, net = data.digits(), models.digits_cnn()
+    recipe = recipes.get("digits", seed=seed, masks="free" if method == "free-masks" else "ordered")
+    if method in ("csq", "free-masks"):
+        trainer: Any = Trainer(net, images, recipe)
+        hardened = trainer.hardened
+    else:
+        level = dict.fromkeys(convertible(net)[0], 2)
+        trainer, hardened = prepared(method, net, images, recipe, None if method in SEARCHES else level, cross_entropy)
+    signals = []
+    while not trainer.done:
+        trainer.epoch()
+        if len(trainer.history) % 3 == 0:
+            batches = [images.training_batch(recipe.batch_size, 1000 + seed, k) for k in range(16)]
+            signals.append(signal_to_noise(trainer.model, batches))
+    history = pandas.DataFrame(trainer.history)
+    return {"method": method, "seed": seed, "signal_to_noise": signals, "worst_fall": worst_fall(history),
+            "worst_fall_hard": worst_fall(history, "hard"), "soft_minus_hard_at_the_end": soft_to_hard(history),
+            "accuracy": evaluate(hardened(), images)}  # fmt: skip
+
+
+def stability() -> dict[str, Any]:
+    """Digits at two bits, the first fold: a run for each method and seed."""
+    cases = [(method, seed) for method in ("csq", "free-masks", "planes", "ste", "lsq", "bsq") for seed in SEEDS]
+    with multiprocessing.get_context("spawn").Pool(torch.get_num_threads(), torch.set_num_threads, (1,)) as pool:
+        rows = []
+        for row in pool.imap(stability_run, cases):
+            rows.append(row)
+            print("{method} seed {seed}: {accuracy:.4f}, falls {worst_fall:.3f}".format(**row), flush=True)
+    return {"seeds": SEEDS, "recipe": recipes.get("digits").to_dict(), "every_epochs": 3, "batches": 16, "rows": rows}
+
+
 def main() -> None:
     """Run the named benchmarks, or all, and write their JSON."""
-    known = {"steps": steps, "digits": digits}
+    known = {"steps": steps, "digits": digits, "stability": stability}
     parser = argparse.ArgumentParser(prog="python book/scripts/bench.py", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *known], default=[], help="steps, digits, or nothing for both")
+    parser.add_argument("names", nargs="*", choices=[[], *known], default=[], help="some of these, or all")
     parser.add_argument("--out", default="book/results", type=Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

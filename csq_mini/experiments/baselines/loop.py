@@ -28,7 +28,7 @@ from ...train.fit import train_to_the_end
 from ...train.identity import identity
 from ...train.run_folder import RunFolder
 from .allocations import GIVEN, check_scheme
-from .bsq import BitPlanes, GroupLasso
+from .bsq import BIT_RATE, BitPlanes, GroupLasso
 from .learned_bits import MemorySearch, StepAndRange
 from .quantizers import LSQ, DoReFa, attach, exact
 from .search import Search
@@ -68,7 +68,7 @@ def run(
         check_scheme(planes, sizes, recipe.target, recipe.planes)
     check_packable(model)
     place = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    trainer, harden = _prepared(method, copied(model).to(place), data.to(place), recipe, planes, loss)
+    trainer, harden = prepared(method, copied(model).to(place), data.to(place), recipe, planes, loss)
     known = identity(model, data, loss, accuracy) | {"method": method, "scheme": json.dumps(planes)}
     with RunFolder(run_dir, known, recipe, place, trainer.bfloat16) if run_dir else nullcontext() as folder:
         if method != "round":
@@ -76,10 +76,13 @@ def run(
         return _finish(trainer, harden, recipe, folder)
 
 
-def _prepared(
+def prepared(
     method: str, model: nn.Module, data: Data, recipe: Recipe, planes: Mapping[str, int] | None, loss: Any
 ) -> tuple[Trainer, Callable[[], nn.Module]]:  # fmt: skip
-    """A trainer for the method, and what gives its model hardened and recalibrated."""
+    """A trainer for the method, of a network that it changes, and what gives that hardened and recalibrated.
+
+    Arguments are those of :func:`run`, which checks them.
+    """
     make: Any = {"ste": DoReFa, "lsq": LSQ, "learned-bits": StepAndRange}.get(method)
     start = partial(Trainer, loss=loss, bfloat16=next(model.parameters()).is_cuda)
     if method in ("planes", "round"):
@@ -88,9 +91,8 @@ def _prepared(
         for name, layer in csq_layers(model).items():
             layer.freeze((planes or {})[name])
         return trainer, trainer.hardened
-    if method == "bsq":  # its bits train at the rate that those of CSQ have
-        fast = recipe.logit_lr if recipe.logit_lr is not None else 10 * recipe.lr
-        make = partial(BitPlanes, speed=(fast / recipe.lr) ** 0.5 if recipe.lr and fast else 1.0)
+    if method == "bsq":
+        make = partial(BitPlanes, speed=BIT_RATE**0.5)
     counts = planes or dict.fromkeys(convertible(model, recipe.skip)[0], recipe.planes)
     attach(model, make, counts, recipe.planes, recipe.skip)
     trainer = start(model, data, recipe.replace(target=None))
