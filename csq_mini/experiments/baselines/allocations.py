@@ -24,7 +24,7 @@ GIVEN = ("planes", "round", "ste", "lsq")
 """Methods that are given the planes of each layer."""
 
 MOST = 8
-SMALL, SMALL_PLANES = 0.02, 6  # a layer below this share of the weights gets so many planes by hand
+SMALL, SMALL_PLANES = 0.008, 6  # a layer below this share of the weights gets so many planes by hand
 TRIALS = 160  # of the local search on the joint loss
 FEW = (1, 2, 3)  # planes of two layers whose joint rise "pairs" measures; with more the second layer hardly matters
 PREDICTIONS = 20_000  # trials of the local search on predicted losses, which cost nothing
@@ -46,7 +46,7 @@ def _raised(planes: Planes, sizes: Sizes, target: float, names: Iterable[str]) -
 
 
 def by_hand(sizes: Sizes, target: float) -> Planes:
-    """Six planes for each layer below 2 % of the weights, the target for the rest, as people do in a minute.
+    """Six planes for each layer below 0.8 % of the weights, the target for the rest, as people do in a minute.
 
     Where that is too much, the large layers lose a plane each, the last first, again and again; then the small ones.
     Where there is room, large layers from the input on get one more. Without small layers it is uniform.
