@@ -38,6 +38,7 @@ from csq_mini.experiments.stability import signal_to_noise, soft_to_hard, worst_
 from csq_mini.files import write_json
 from csq_mini.gates import temperature
 from csq_mini.planes import csq_layers
+from csq_mini.report import report
 from csq_mini.train import Trainer, evaluate, fit
 
 SEEDS, FOLDS, TARGETS = (0, 1, 2), 5, (1.5, 2.0, 3.0, 4.0, 5.0)
@@ -201,10 +202,10 @@ def stability_run(case: tuple[str, int]) -> dict[str, Any]:
         if len(trainer.history) % 3 == 0:
             batches = [images.training_batch(recipe.batch_size, 1000 + seed, k) for k in range(16)]
             signals.append(signal_to_noise(trainer.model, batches))
-    history = pandas.DataFrame(trainer.history)
-    return {"method": method, "seed": seed, "signal_to_noise": signals, "worst_fall": worst_fall(history),
+    history, exact = pandas.DataFrame(trainer.history), hardened()
+    return {"method": method, "seed": seed, "bits": report(exact).total.paper_bits, "signal_to_noise": signals, "worst_fall": worst_fall(history),
             "worst_fall_hard": worst_fall(history, "hard"), "soft_minus_hard_at_the_end": soft_to_hard(history),
-            "accuracy": evaluate(hardened(), images)}  # fmt: skip
+            "accuracy": evaluate(exact, images)}  # fmt: skip
 
 
 def stability() -> dict[str, Any]:
