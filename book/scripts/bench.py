@@ -203,7 +203,8 @@ def stability_run(case: tuple[str, int]) -> dict[str, Any]:
             batches = [images.training_batch(recipe.batch_size, 1000 + seed, k) for k in range(16)]
             signals.append(signal_to_noise(trainer.model, batches))
     history, exact = pandas.DataFrame(trainer.history), hardened()
-    return {"method": method, "seed": seed, "bits": report(exact).total.paper_bits, "signal_to_noise": signals, "worst_fall": worst_fall(history),
+    return {"method": method, "seed": seed, "bits": report(exact).total.paper_bits, "signal_to_noise": signals,
+            "worst_fall": worst_fall(history),
             "worst_fall_hard": worst_fall(history, "hard"), "soft_minus_hard_at_the_end": soft_to_hard(history),
             "accuracy": evaluate(exact, images)}  # fmt: skip
 
