@@ -176,7 +176,7 @@ class Planes(nn.Module):
         self.held = None
 
     def hold(self, weight: Tensor) -> None:
-        """Until the freeze, be a trained weight on as many planes as the precision says, whatever ``p`` and ``n``."""
+        """Until the freeze, be this weight on as many planes as the precision says; ``p`` and ``n`` count no more."""
         self.held = HeldWeight(weight.to(self.scale), self.available)
 
     def _on_grid(self, weight: Tensor, low: int, high: int) -> bool:

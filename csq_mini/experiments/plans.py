@@ -73,7 +73,7 @@ PROFILES: Mapping[str, Profile] = {
     "held": Profile(
         "up to an hour on two CPU cores, from a float checkpoint whose weights the search holds",
         {},
-        # A trained network needs no soft bits: all methods that train planes did better from beta 10 than from 1.
+        # A trained network needs no soft bits to begin with.
         {"search_epochs": 1, "finetune_epochs": 6, "hold": True, "beta_start": 10.0, **GENTLE},
     ),
     "bed": Profile("the recipe as it is on any device, for networks small enough for one CPU core", {}, {}),

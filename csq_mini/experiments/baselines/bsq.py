@@ -78,10 +78,9 @@ class GroupLasso(Search):
     """The paper's regulariser, each layer's weighed by its size (equation 5), and its periodic re-quantisation.
 
     The paper has a strength for each size, found by trying. Here it is in proportion to how far the planes in use are
-    above a straight line from N down to the target, and 0 below it. (A constant strength, or one that grows until
-    planes go, took all weights to zero in a short search: with batch norm a common factor of a layer's bits is free, so
-    nothing holds them when they sink together.) Planes never come back, and none is cut: where the search ends is what
-    the method reaches.
+    above a straight line from N down to the target, and 0 below it. (One that grows until planes go took all weights
+    to zero in a short search: with batch norm a common factor of a layer's bits is free, so nothing holds them when
+    they sink together.) Planes never come back, and none is cut: where the search ends is what the method reaches.
     """
 
     def _originals(self, name: str) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,10 @@ def prepared(
     attach(model, make, counts, recipe.planes, recipe.skip)
     trainer = start(model, data, recipe.replace(target=None))
     search = SEARCHES[method](trainer, recipe, recipe.target or 0) if method in SEARCHES else None
-    harden = lambda: trainer.recalibrated(exact(model))  # noqa: E731
+
+    def harden() -> nn.Module:
+        return trainer.recalibrated(exact(model))
+
     trainer.on_epoch = partial(_judge, trainer, harden, search)
     return trainer, harden
 
