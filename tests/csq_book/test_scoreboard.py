@@ -62,10 +62,11 @@ def test_the_figure_has_a_ring_for_each_run_and_a_bar_for_each_method():
     assert [text.get_text() for text in ax.get_yticklabels()][0] == "CSQ"
 
 
-def test_the_schemes_stand_beside_each_other():
+def test_the_schemes_stand_beside_each_other_in_groups_and_the_same_one_once():
     scheme = {"conv1": "11111111", "fc": "1......."}
-    rows = table_of(csq(1, 0.9, scheme=scheme), csq(0, 0.9), planes(0, 0.9, "hand"))
+    rows = table_of(planes(0, 0.9, "hand"), planes(1, 0.9, "hand"), csq(1, 0.9, scheme=scheme), csq(0, 0.9))
     ax = scoreboard.schemes(rows).axes[0]
     assert ax.images[0].get_array().tolist() == [[2, 8, 2], [2, 1, 2]]  # CSQ by seed, then what was given
-    assert ax.get_xticklabels()[2].get_text() == "fixed planes,\nby hand\nseed 0"
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["seed 0", "seed 1", "all"]
+    assert [text.get_text() for text in ax.texts[-2:]] == ["CSQ", "by hand"]
     assert ax.get_yticklabels()[0].get_text().startswith("conv1  40.3%")

@@ -104,24 +104,39 @@ def dots(rows: pandas.DataFrame, against: Entry = UNIFORM, line: float | None = 
 
 
 def schemes(rows: pandas.DataFrame) -> Figure:
-    """Planes of every layer, a column a run and a row a layer, from the input on, with its share of the weights."""
+    """Planes of every layer, a column a scheme and a row a layer, from the input on, with its share of the weights.
+
+    Columns stand in groups by method, each under its seed; a scheme that a method gave to all seeds stands once.
+    """
     import numpy as np
 
-    rows = rows.sort_values(["method", "allocation", "seed"], na_position="first")
+    columns: dict[Entry, dict[str, list[int]]] = {}
     names = list(rows["scheme"].iloc[0])
-    planes = np.array([[len(row[name]) - row[name].count(".") for row in rows["scheme"]] for name in names])
-    sizes = _sizes(rows["model"].iloc[0], names)
+    for row in rows.sort_values("seed").to_dict("records"):
+        planes = [len(row["scheme"][name]) - row["scheme"][name].count(".") for name in names]
+        columns.setdefault(entry_of(row), {})[str(row["seed"])] = planes
+    for entry, found in columns.items():
+        if len(found) > 1 and len({tuple(planes) for planes in found.values()}) == 1:
+            columns[entry] = {"all": next(iter(found.values()))}
+    groups = sorted(columns.items(), key=lambda group: (group[0].scheme is not None, str(group[0])))
+    table = np.array([planes for _, found in groups for planes in found.values()]).T
     with plots.style():
         figure = plots.Picture(1.6 + 0.24 * len(names))
         ax = figure.subplots()
-        ax.imshow(planes, cmap="Blues", vmin=0, vmax=8, aspect="auto")
-        for (y, x), k in np.ndenumerate(planes):
+        ax.imshow(table, cmap="Blues", vmin=0, vmax=8, aspect="auto")
+        for (y, x), k in np.ndenumerate(table):
             ax.text(x, y, str(k), ha="center", va="center", fontsize=10, color="white" if k > 4 else "0.15")
-        ax.set(xticks=range(len(rows)), yticks=range(len(names)))
-        ax.set_yticklabels([f"{name}  {size:.1%}" for name, size in zip(names, sizes)], fontsize=9)
-        labels = [f"{entry_of(row)}\nseed {row['seed']}" for row in rows.to_dict("records")]
-        ax.set_xticklabels([label.replace(", ", ",\n") for label in labels], fontsize=8.5)
-        ax.xaxis.tick_top()
+        ax.set(xticks=range(table.shape[1]), yticks=range(len(names)))
+        shares = zip(names, _sizes(rows["model"].iloc[0], names))
+        ax.set_yticklabels([f"{name}  {share:.1%}" for name, share in shares], fontsize=9)
+        ax.set_xticklabels([f"seed {seed}" if seed != "all" else "all" for _, found in groups for seed in found])
+        ax.tick_params(axis="x", labelsize=9, top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        left = -0.5
+        for entry, found in groups:
+            title = SCHEMES.get(entry.scheme, entry.scheme) if entry.scheme else NAMES[entry.method]
+            ax.text(left + len(found) / 2, -1.6, title, ha="center", va="bottom", fontsize=10)
+            left += len(found)
+            ax.axvline(left, color="white", lw=4)
         ax.grid(visible=False)
         return figure
 
