@@ -51,5 +51,6 @@ class HeldWeight:
 
     def at(self, k: Tensor, beta: Tensor | float) -> Tensor:
         """The weight at precision ``k`` and a temperature, flat, with a gradient by ``k``."""
+        self.added = self.added.to(k.device)  # it is no buffer, which a model takes along
         with no_autocast(self.added):
             return torch.mv(self.added.t(), plane_gates(at_least_float32(k)[0], len(self.added), beta))

@@ -36,7 +36,7 @@ class Planes(nn.Module):
 
     alive: WeakSet[Planes] = WeakSet()  # all there are, so that copies learn of a freeze
 
-    # All there is to know lies in these tensors, floats and always as many, for whoever copies or averages them (EMA).
+    # All there is to know, but what a search holds, lies in these tensors, for whoever copies or averages them (EMA).
     # q comes first: an average made before the freeze that is given what comes after it then fails before it changes.
     q: nn.Parameter  # ordered masks: the precision, 0-dim; free ones: their logits, [N]; as these ended, [1, N]
     scale: nn.Parameter  # 0-dim; the weight that all N planes together hold

@@ -107,6 +107,12 @@ def test_a_float_weight_that_is_loaded_ends_the_hold():
     assert layer.csq.held is None and not layer.weight.any()
 
 
+def test_a_held_model_goes_to_another_device():
+    layer = converted(nn.Linear(40, 10))
+    layer.csq.hold(heavy().view(10, 40))
+    assert layer.to("meta").csq().device.type == "meta"
+
+
 def test_under_autocast_and_in_a_copy_the_weight_is_the_same():
     layer = converted(nn.Linear(40, 10))
     layer.csq.hold(heavy().view(10, 40))
