@@ -67,6 +67,16 @@ def test_the_schemes_stand_beside_each_other_in_groups_and_the_same_one_once():
     rows = table_of(planes(0, 0.9, "hand"), planes(1, 0.9, "hand"), csq(1, 0.9, scheme=scheme), csq(0, 0.9))
     ax = scoreboard.schemes(rows).axes[0]
     assert ax.images[0].get_array().tolist() == [[2, 8, 2], [2, 1, 2]]  # CSQ by seed, then what was given
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["seed 0", "seed 1", "all"]
-    assert [text.get_text() for text in ax.texts[-2:]] == ["CSQ", "by hand"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1", "all"]
+    assert [text.get_text() for text in ax.texts[-2:]] == ["CSQ", "hand"]
     assert ax.get_yticklabels()[0].get_text().startswith("conv1  40.3%")
+
+
+def test_accuracy_stands_against_the_loss_before_the_training_and_chance_at_the_foot():
+    losses = {key: 0.01 * (i + 1) for i, key in enumerate(ROWS["key"].unique())}
+    ax = scoreboard.foretold(ROWS, losses, [0.2, 0.3, 0.4]).axes[0]
+    labels = [line.get_label() for line in ax.lines]
+    assert labels == ["CSQ", "uniform", "hand", "at random"]
+    first, chance = ax.lines[0], ax.lines[-1]
+    assert len(first.get_xdata()) == 3 and first.get_ydata() == pytest.approx([91.5, 91.3, 91.4])
+    assert list(chance.get_xdata()) == [0.2, 0.3, 0.4] and max(chance.get_ydata()) < 90.5

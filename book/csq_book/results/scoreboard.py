@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from csq_mini import models, plots
@@ -32,6 +32,11 @@ class Entry(NamedTuple):
 
     def __str__(self) -> str:
         return NAMES[self.method] + (f", {SCHEMES.get(self.scheme, self.scheme)}" if self.scheme else "")
+
+    @property
+    def short(self) -> str:
+        """What was given, or the method that finds its own."""
+        return SCHEMES.get(self.scheme, self.scheme).removeprefix("by ") if self.scheme else NAMES[self.method]
 
 
 UNIFORM = Entry("planes", "uniform")
@@ -103,6 +108,32 @@ def dots(rows: pandas.DataFrame, against: Entry = UNIFORM, line: float | None = 
         return figure
 
 
+def foretold(
+    rows: pandas.DataFrame, losses: Mapping[str, float], random: Sequence[float], against: Entry = UNIFORM
+) -> Figure:  # fmt: skip
+    """Accuracy in the end against the training loss right after rounding, a mark a run, and losses of random schemes.
+
+    Args:
+        losses: of the rows, by their keys. random: of schemes that nobody trained; ticks at the foot of the figure.
+    """
+    with plots.style() as colors:
+        figure = plots.Picture(3.6)
+        ax = figure.subplots()
+        for entry, look in zip(entries(rows, against), "osD^v<>p"):
+            mine = [row for row in rows.to_dict("records") if entry_of(row) == entry]
+            color = colors[1] if entry == against else colors[0] if entry.scheme is None else "0.45"
+            xs, ys = [losses[row["key"]] for row in mine], [100 * row["accuracy"] for row in mine]
+            ax.plot(xs, ys, look, ms=7, mfc="none", mew=1.5, color=color, label=entry.short)
+        low, high = ax.get_ylim()
+        ax.plot(random, [low - 0.06 * (high - low)] * len(random), "|", ms=12, mew=1.5, color="0.2", label="at random")
+        ax.set(xscale="log", xlabel="training loss right after rounding", ylabel="accuracy (%)")
+        ticks = [0.03, 0.05, 0.1, 0.2, 0.3]
+        ax.set_xticks(ticks, map(str, ticks))
+        ax.xaxis.minorticks_off()
+        figure.legend(loc="outside upper center", ncols=3)
+        return figure
+
+
 def schemes(rows: pandas.DataFrame) -> Figure:
     """Planes of every layer, a column a scheme and a row a layer, from the input on, with its share of the weights.
 
@@ -129,12 +160,11 @@ def schemes(rows: pandas.DataFrame) -> Figure:
         ax.set(xticks=range(table.shape[1]), yticks=range(len(names)))
         shares = zip(names, _sizes(rows["model"].iloc[0], names))
         ax.set_yticklabels([f"{name}  {share:.1%}" for name, share in shares], fontsize=9)
-        ax.set_xticklabels([f"seed {seed}" if seed != "all" else "all" for _, found in groups for seed in found])
+        ax.set_xticklabels([seed for _, found in groups for seed in found])
         ax.tick_params(axis="x", labelsize=9, top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         left = -0.5
         for entry, found in groups:
-            title = SCHEMES.get(entry.scheme, entry.scheme) if entry.scheme else NAMES[entry.method]
-            ax.text(left + len(found) / 2, -1.6, title, ha="center", va="bottom", fontsize=10)
+            ax.text(left + len(found) / 2, -1.5, entry.short, ha="center", va="bottom", fontsize=10)
             left += len(found)
             ax.axvline(left, color="white", lw=4)
         ax.grid(visible=False)

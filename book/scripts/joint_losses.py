@@ -1,0 +1,42 @@
+"""Counts what rounding alone does: the training loss right after rounding to each scheme of the scoreboard.
+
+``python book/scripts/joint_losses.py FLOAT`` takes the float ResNet-20 that the rows began from. It writes
+book/results/joint_losses.json: the loss of every row's scheme, and of twenty schemes at random.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from bench import where
+from csq_book.results import ROWS
+from csq_book.results.readme import BED
+from csq_book.results.verdicts import select
+from csq_mini import data, models
+from csq_mini.experiments.baselines.allocations import allocate
+from csq_mini.experiments.baselines.rounding import JointLoss
+from csq_mini.experiments.checkpoints import read_state
+from csq_mini.experiments.rows import load_rows
+from csq_mini.files import write_json
+
+BATCHES = 8
+
+
+def main() -> None:
+    """Measure the schemes, and write them."""
+    torch.set_num_threads(1)
+    images, network = data.cifar10(), models.resnet20()
+    network.load_state_dict(read_state(sys.argv[1]))
+    joint, losses = JointLoss(network, images, seed=0, batches=BATCHES), {}
+    for row in select(load_rows(ROWS), BED).to_dict("records"):
+        losses[row["key"]] = joint({name: len(k) - k.count(".") for name, k in row["scheme"].items()})
+        print(row["key"], round(losses[row["key"]], 4), flush=True)
+    random = [joint(allocate("random", network, images, BED["target"], seed)) for seed in range(20)]
+    print("at random:", *(round(loss, 3) for loss in sorted(random)))
+    found = {"where": where(), "images": BATCHES * 256, "float": joint({}), "rows": losses, "random": random}
+    write_json(Path(ROWS).parent / "joint_losses.json", found)
+
+
+if __name__ == "__main__":
+    main()
