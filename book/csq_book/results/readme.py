@@ -33,7 +33,10 @@ def table(folder: Path) -> str:
 
 
 def _digits(cross: Mapping[str, Any]) -> list[str]:
-    lines = ["| digits, 5 folds x 3 seeds | bits a weight, at most | accuracy | spread |", "|---|---|---|---|"]
+    lines = [
+        "| digits, 5 folds x 3 seeds | bits a weight, at most | accuracy | spread over seeds |",
+        "|---|---|---|---|",
+    ]
     for row in cross["summary"]:
         bits = "32" if row["max_bits"] is None else f"{row['max_bits']:.3f}"
         name = row["kind"] if row["target"] is None else f"{row['kind']}, target {row['target']:g}"
