@@ -6,19 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
+from made_up_rows import made_up
 
 from csq_book import claims
 from csq_mini.experiments.baselines.request import check_allocation
 from csq_mini.experiments.plans import plan
+from csq_mini.experiments.rows import write_row
 from csq_mini.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {"model": "digits_cnn", "data": "digits", "profile": "smoke", "epochs": 1}
 TINY = {"results": "rows", "against": "planes+uniform", "tuning_seed": 9, "beds": {"tiny": {
-    "run": RUN, "targets": [2], "methods": ["planes+uniform", "ste+uniform"], "seeds": [0, 1],
-    "tune": {"lr": [0.02]}}}}  # fmt: skip
+    "run": RUN, "changes": {"logit_lr": None}, "folds": [0, 2], "targets": [2],
+    "methods": ["planes+uniform", "ste+uniform"], "seeds": [0, 1], "tune": {"lr": [0.02]}}}}  # fmt: skip
 
 
 def workflow(folder, config, *more):
@@ -33,9 +36,14 @@ def test_two_jobs_a_second_call_and_a_row_that_is_gone(tmp_path):
     pytest.importorskip("snakemake")
     code, said = workflow(tmp_path, TINY)
     assert code == 0, said
-    lines = read_json(tmp_path / "rows/statistics.json")["settings"]
-    assert [(line["method"], line["n"]) for line in lines] == [("planes+uniform", 2), ("ste+uniform", 2)]
-    assert lines[0]["difference"]["mean"] == 0 and lines[1]["difference"]["n"] == 2
+    lines = read_json(tmp_path / "rows/tiny.json")["settings"]
+    assert [(line["method"], line["n"]) for line in lines] == [("planes+uniform", 4), ("ste+uniform", 4)]
+    assert lines[0]["difference"]["mean"] == 0 and lines[1]["difference"]["n"] == 4
+    table = pandas.read_csv(tmp_path / "rows/tiny.csv")
+    assert [*zip(table["seed"], table["fold"])] == [(0, 0), (0, 2), (1, 0), (1, 2)] * 2
+    for line, runs in zip(lines, (table[:4], table[4:])):
+        assert line["changes"] == {"lr": 0.02} and set(runs["lr"]) == {0.02}
+        assert line["mean"] == pytest.approx(runs["accuracy"].mean())
     assert "Nothing to be done" in workflow(tmp_path, TINY)[1]
     shutil.rmtree(tmp_path / "rows/tiny/2/ste+uniform/seed1")
     code, said = workflow(tmp_path, TINY, "--dry-run")
@@ -61,13 +69,25 @@ def test_trials_run_where_there_is_a_choice(tune, number, tmp_path):
         assert claims.rates(tmp_path / "rates.json") == {key: value for key, [value] in tune.items()}
 
 
+def test_the_rate_that_is_best_over_all_validation_splits_is_taken(tmp_path):
+    for lr, ends in ((0.1, [0.90, 0.96]), (0.3, [0.95, 0.95]), (1.0, [0.99, 0.2])):
+        for fold, end in enumerate(ends):
+            row = made_up("csq", 2.0, model="digits_cnn", data="digits", profile="bed", fold=fold, key=f"fold{fold}")
+            write_row(tmp_path / str(lr), row, pandas.DataFrame({"hard": [1.0, end]}))
+    folders = [tmp_path / str(lr) for lr in (0.1, 0.3, 1.0)]
+    claims.choose({"tune": {"lr": [0.1, 0.3, 1.0]}}, folders, tmp_path / "rates.json")
+    assert claims.rates(tmp_path / "rates.json") == {"lr": 0.3}
+    assert [round(t["validation"], 3) for t in read_json(tmp_path / "rates.json")["tried"]] == [0.93, 0.95, 0.595]
+
+
 def test_every_run_of_the_config_is_one_that_reproduce_takes(tmp_path):
     config = yaml.safe_load((ROOT / "book/workflow/config.yaml").read_text())
-    for name, target, method in claims.settings(config):
-        bed = config["beds"][name]
+    runs = [(bed, *setting) for bed in config["beds"].values() for setting in claims.settings(bed)]
+    for bed, target, method in runs:
         known = {key: bed["run"][key] for key in ("model", "data", "profile", "epochs") if key in bed["run"]}
         scheme = method.partition("+")[2]
         for changes in claims.trials(bed):
+            changes = {**bed.get("changes", {}), **changes}
             plan(method.partition("+")[0], target=float(target), seed=0, changes=changes, **known)
         check_allocation(method.partition("+")[0], scheme or None, bed["run"].get("start") and ROOT / "README.md")
         assert config["against"] in bed["methods"] and config["tuning_seed"] not in bed["seeds"]
