@@ -45,8 +45,9 @@ def run(bed: Bed, target: str, method: str, seed: int, changes: Mapping[str, Any
     with open(log, "w") as file, redirect_stdout(file), redirect_stderr(file):
         try:
             for fold in bed.get("folds", [None]):
-                row = reproduce(name, target=float(target), seed=seed, scheme=scheme or None, changes=changes, fold=fold,
-                                results=folder, run_dir=runs / f"fold{fold}", progress=False, **bed["run"])  # fmt: skip
+                row = reproduce(name, target=float(target), seed=seed, scheme=scheme or None, changes=changes,
+                                fold=fold, results=folder, run_dir=runs / f"fold{fold}", progress=False,
+                                **bed["run"])  # fmt: skip
                 print(f"{row.key}: {row.accuracy:.4f} at {row.paper_bits:.3f} bits", flush=True)
         except Exception:
             traceback.print_exc(file=file)
