@@ -35,6 +35,11 @@ def stored_bits(codes: Tensor) -> int:
     return min((span - 1).bit_length(), (len(codes.unique()) - 1).bit_length())
 
 
+def paper_bits(planes: str) -> int:
+    """How many planes a layer keeps, from the word for them in a report or a row, such as "11F....."."""
+    return len(planes) - planes.count(".")
+
+
 @dataclass(frozen=True)
 class LayerReport:
     """One quantized layer of a report."""
@@ -178,7 +183,7 @@ def tabulate(
     rows = [
         LayerReport(
             name=name, kind=kind, shape=shape, weights=math.prod(shape), planes=planes,
-            paper_bits=len(planes) - planes.count("."), filled=planes.count("F"), stored_bits=bits,
+            paper_bits=paper_bits(planes), filled=planes.count("F"), stored_bits=bits,
             bytes=math.ceil(math.prod(shape) * bits / 8), share=math.prod(shape) / max(weights, 1),
         )
         for name, kind, shape, planes, bits in layers

@@ -95,3 +95,15 @@ def test_the_readme_shows_what_the_results_files_say():
     root = Path(__file__).parents[1]
     shown = (root / "README.md").read_text().partition("<!-- bench: begin -->")[2].partition("<!-- bench: end -->")[0]
     assert shown.strip() == bench.table(root / "book" / "results")
+
+
+@pytest.mark.parametrize("method", ["csq", "free-masks", "ste", "bsq"])
+def test_a_training_is_watched_to_its_end_and_judged_as_the_method_ends(method, monkeypatch):
+    short = csq.Recipe(search_epochs=2, finetune_epochs=1, batch_size=128)
+    monkeypatch.setattr(bench.recipes, "get", lambda name, **changes: short.replace(**changes))
+    row = bench.stability_run((method, 1))
+    assert (row["method"], row["seed"]) == (method, 1) and len(row["signal_to_noise"]) == 1
+    phases = {"search", "finetune"} if method in ("csq", "free-masks") else {"float"}
+    assert set(row["soft_minus_hard_at_the_end"]) == phases
+    assert 0 <= row["worst_fall"] <= 1 and 0 <= row["worst_fall_hard"] <= 1 and 0 < row["accuracy"] < 1
+    assert row["bits"] > 2 if method == "bsq" else row["bits"] <= 2  # BSQ lands where it lands

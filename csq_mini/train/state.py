@@ -31,7 +31,8 @@ def restore(trainer: Any, state: dict[str, Any]) -> None:
     trainer.meter.loss.copy_(state["loss"])
     trainer.meter.seconds, trainer.meter.images, trainer.meter.since = state["seconds"], state["images"], None
     if trainer.budget and not trainer.budget.frozen and is_frozen(state["model"]):
-        trainer.release()
+        if trainer.held:
+            trainer.held.release()
         trainer.budget.freeze(like=state["model"])
     if trainer.budget:
         trainer.budget.load_state_dict(state["budget"])

@@ -183,13 +183,9 @@ class Trainer:
 
     def _freeze(self) -> None:
         assert self.budget
-        self.release()
-        self.budget.freeze(rewind=self.held.start if self.held else None)
-
-    def release(self) -> None:
-        """Train again what a search with ``hold`` keeps still."""
         if self.held:
             self.held.release()
+        self.budget.freeze(rewind=self.held.start if self.held else None)
 
     def epoch(self) -> dict[str, Any]:
         """Train to the end of the epoch, judge, and return the new entry of the history."""

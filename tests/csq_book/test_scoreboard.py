@@ -5,6 +5,7 @@ from made_up_rows import made_up, table_of
 
 from csq_book.results import scoreboard
 from csq_book.results.scoreboard import UNIFORM, Entry
+from csq_mini.files import write_json
 
 
 def csq(seed, accuracy, **changes):
@@ -80,3 +81,32 @@ def test_accuracy_stands_against_the_loss_before_the_training_and_chance_at_the_
     first, chance = ax.lines[0], ax.lines[-1]
     assert len(first.get_xdata()) == 3 and first.get_ydata() == pytest.approx([91.5, 91.3, 91.4])
     assert list(chance.get_xdata()) == [0.2, 0.3, 0.4] and max(chance.get_ydata()) < 90.5
+
+
+def test_the_spread_is_that_over_seeds_not_over_folds():
+    rows = table_of(*(planes(seed, 0.9 + 0.01 * seed + 0.02 * fold, fold=fold) for seed in (0, 1) for fold in (0, 1)))
+    [line] = scoreboard.board(rows).to_dict("records")
+    assert (line["accuracy"], line["spread"], line["n"]) == ("91.50%", "0.71", "4")  # means 91 and 92
+
+
+def test_accuracy_by_size_has_a_line_a_method_and_reaches_from_the_lowest_run_to_the_highest():
+    rows = table_of(csq(0, 0.91), csq(1, 0.93), planes(0, 0.90), planes(1, 0.90),
+                    made_up("planes", 1.5, 0, accuracy=0.88, allocation="uniform"))  # fmt: skip
+    ax = scoreboard.by_size(rows, line=92.5).axes[0]
+    first, second = ax.containers
+    assert [c.get_label() for c in ax.containers] == ["uniform", "CSQ"]
+    assert [*first[0].get_ydata()] == pytest.approx([88, 90]) and [*second[0].get_ydata()] == pytest.approx([92])
+    [[_, low], [_, high]] = second[2][0].get_segments()[0]
+    assert (low, high) == pytest.approx((91, 93))
+
+
+def test_the_tables_of_the_workflow_are_read_and_show_what_every_rate_came_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoreboard, "CLAIMS", tmp_path)
+    rows = table_of(csq(0, 0.92, fold=0), planes(0, 0.91, fold=0))
+    rows.to_csv(tmp_path / "bed.csv", index=False)
+    assert scoreboard.board(scoreboard.runs_of("bed")).equals(scoreboard.board(rows))
+    tried = [{"changes": {"lr": lr}, "validation": value} for lr, value in ((0.1, 0.95), (0.3, 0.97))]
+    write_json(tmp_path / "bed.json", {"settings": [
+        {"target": 2.0, "method": "planes+uniform", "changes": {"lr": 0.3}, "tried": tried}]})  # fmt: skip
+    assert scoreboard.by_rate("bed").to_dict("records") == [
+        {"method": "fixed planes, uniform", "target": "2", "rate 0.1": "(95.0%)", "rate 0.3": "97.0%"}]

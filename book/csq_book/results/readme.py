@@ -11,9 +11,6 @@ from csq_mini.experiments.rows import Row, load_rows, read_row
 
 from . import scoreboard, verdicts
 
-BED = {"model": "resnet20", "data": "cifar10", "profile": "held", "epochs": 3, "started": True, "target": 2}
-"""The runs of the scoreboard."""
-
 LONGER = {("no-masks", "cpu"): "uniform", ("csq", "cpu"): "csq, free masks",
           ("csq", "held"): "csq, weights held in the search"}  # fmt: skip
 
@@ -21,7 +18,7 @@ LONGER = {("no-masks", "cpu"): "uniform", ("csq", "cpu"): "csq, free masks",
 def table(folder: Path) -> str:
     """The figures of the result files as Markdown tables, and who made them."""
     step, cross = (json.loads((folder / f"bench_{name}.json").read_text()) for name in ("steps", "digits"))
-    board = verdicts.select(load_rows(folder / "rows"), BED)
+    board = verdicts.select(load_rows(folder / "rows"), scoreboard.BED | {"target": 2})
     longer = _longer(folder)
     first = [read_row(folder / "rows" / f"{key}.json") for key in board["key"]]
     parts = [

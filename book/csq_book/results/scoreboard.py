@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from csq_mini import models, plots
 from csq_mini.experiments.statistics import paired, summary
+from csq_mini.report import paper_bits
 
+from . import ROWS
 from .tables import NAMES
 
 if TYPE_CHECKING:
@@ -21,7 +24,35 @@ SCHEMES: Mapping[str, str] = {
 }  # fmt: skip
 """What pages call the schemes that a method is given."""
 
+CLAIMS = ROWS.parent / "claims"
+"""Where the workflow of the claims leaves its tables."""
+
 SEED = ("seed", "fold")  # what two runs must share to be a pair
+
+
+def runs_of(bed: str) -> pandas.DataFrame:
+    """A line for each run of a bed of the claims' workflow, with the columns of rows that :func:`board` takes."""
+    import pandas
+
+    return pandas.read_csv(CLAIMS / f"{bed}.csv")
+
+
+def by_rate(bed: str) -> pandas.DataFrame:
+    """Accuracy on the validation splits by the learning rate of the weights, a line a method; from the trials of a bed.
+
+    In brackets: not the rate that was taken.
+    """
+    import pandas
+
+    settings, lines = json.loads((CLAIMS / f"{bed}.json").read_text())["settings"], []
+    for setting in settings:
+        name, _, scheme = setting["method"].partition("+")
+        line = {"method": str(Entry(name, scheme or None)), "target": f"{setting['target']:g}"}
+        for trial in setting["tried"]:
+            text = f"{trial['validation']:.1%}"
+            line[f"rate {trial['changes']['lr']:g}"] = text if trial["changes"] == setting["changes"] else f"({text})"
+        lines.append(line)
+    return pandas.DataFrame(lines)
 
 
 class Entry(NamedTuple):
@@ -40,6 +71,9 @@ class Entry(NamedTuple):
 
 
 UNIFORM = Entry("planes", "uniform")
+
+BED = {"model": "resnet20", "data": "cifar10", "profile": "held", "epochs": 3, "started": True}
+"""ResNet-20 for three epochs from its float network: what :func:`~.verdicts.select` takes those rows by."""
 
 
 def entry_of(row: Mapping[str, Any]) -> Entry:
@@ -64,8 +98,16 @@ def entries(rows: pandas.DataFrame, against: Entry = UNIFORM) -> dict[Entry, dic
     return dict(sorted(found.items(), key=lambda item: -summary(item[1])["mean"]))
 
 
+def over_seeds(runs: Mapping[tuple[int, int], float]) -> dict[int, float]:
+    """Accuracy by seed, the mean over its folds where the data are cut into some."""
+    seeds = dict.fromkeys(seed for seed, _ in runs)
+    return {seed: statistics.fmean(value for (s, _), value in runs.items() if s == seed) for seed in seeds}
+
+
 def board(rows: pandas.DataFrame, against: Entry = UNIFORM) -> pandas.DataFrame:
-    """A line for each method: accuracy with its spread, bits, and how far ahead of ``against`` it is, seed by seed.
+    """A line for each method: accuracy, bits, and how far ahead of ``against`` it is, seed by seed and fold by fold.
+
+    The spread is that over seeds, of their means over the folds; ``n`` counts all runs.
 
     Args:
         rows: of one network, data set, target and number of epochs, as :func:`~.verdicts.select` gives them.
@@ -75,9 +117,9 @@ def board(rows: pandas.DataFrame, against: Entry = UNIFORM) -> pandas.DataFrame:
     found, lines = entries(rows, against), []
     bits = {entry: [row["paper_bits"] for row in rows.to_dict("records") if entry_of(row) == entry] for entry in found}
     for entry, runs in found.items():
-        mine = summary(runs)
+        mine = summary(over_seeds(runs))
         line = {"method": str(entry), "accuracy": f"{mine['mean']:.2f}%",
-                "spread": f"{mine['sd']:.2f}" if mine["n"] > 1 else "one seed", "n": str(mine["n"]),
+                "spread": f"{mine['sd']:.2f}" if mine["n"] > 1 else "one seed", "n": str(len(runs)),
                 "bits": f"{statistics.fmean(bits[entry]):.3f}",
                 "ahead by": "", "from, to": "", "seeds ahead": ""}  # fmt: skip
         pairs = [seed for seed in runs if seed in found[against]]
@@ -105,6 +147,33 @@ def dots(rows: pandas.DataFrame, against: Entry = UNIFORM, line: float | None = 
         ax.set(yticks=range(len(found)), yticklabels=[str(entry) for entry in found], xlabel="accuracy (%)")
         ax.set_ylim(len(found) - 0.4, -0.6)
         ax.grid(axis="y", visible=False)
+        return figure
+
+
+def by_size(rows: pandas.DataFrame, against: Entry = UNIFORM, line: float | None = None) -> Figure:
+    """Accuracy against the target, a line a method through the means, with bars from the lowest to the highest run.
+
+    ``line`` marks an accuracy, such as that of the float network.
+    """
+    targets = sorted(set(rows["target"]))
+    found = {target: entries(rows[rows["target"] == target], against) for target in targets}
+    order = dict.fromkeys(entry for runs in found.values() for entry in runs)
+    with plots.style() as colors:
+        figure = plots.Picture(3.8)
+        ax = figure.subplots()
+        for k, (entry, look) in enumerate(zip(order, "osD^v<>p")):
+            color = colors[1] if entry == against else colors[0] if entry.scheme is None else "0.45"
+            runs = {target: [*found[target][entry].values()] for target in targets if entry in found[target]}
+            means = [statistics.fmean(values) for values in runs.values()]
+            reach = [[mean - min(values) for mean, values in zip(means, runs.values())],
+                     [max(values) - mean for mean, values in zip(means, runs.values())]]  # fmt: skip
+            xs = [target + 0.03 * (k - (len(order) - 1) / 2) for target in runs]  # side by side
+            ax.errorbar(xs, means, reach, marker=look, ms=6, capsize=3, lw=1.2, color=color, label=entry.short)
+        if line is not None:
+            ax.axhline(line, color="0.3", lw=1.2, ls="--", label="float")
+        ax.set_xticks(targets, [f"{target:g}" for target in targets])
+        ax.set(xlabel="bits a weight, at most", ylabel="accuracy (%)")
+        figure.legend(loc="outside upper center", ncols=4)
         return figure
 
 
@@ -142,9 +211,9 @@ def schemes(rows: pandas.DataFrame) -> Figure:
     import numpy as np
 
     columns: dict[Entry, dict[str, list[int]]] = {}
-    names = list(rows["scheme"].iloc[0])
+    names, network = list(rows["scheme"].iloc[0]), models.get(rows["model"].iloc[0])()
     for row in rows.sort_values("seed").to_dict("records"):
-        planes = [len(row["scheme"][name]) - row["scheme"][name].count(".") for name in names]
+        planes = [paper_bits(row["scheme"][name]) for name in names]
         columns.setdefault(entry_of(row), {})[str(row["seed"])] = planes
     for entry, found in columns.items():
         if len(found) > 1 and len({tuple(planes) for planes in found.values()}) == 1:
@@ -158,8 +227,9 @@ def schemes(rows: pandas.DataFrame) -> Figure:
         for (y, x), k in np.ndenumerate(table):
             ax.text(x, y, str(k), ha="center", va="center", fontsize=10, color="white" if k > 4 else "0.15")
         ax.set(xticks=range(table.shape[1]), yticks=range(len(names)))
-        shares = zip(names, _sizes(rows["model"].iloc[0], names))
-        ax.set_yticklabels([f"{name}  {share:.1%}" for name, share in shares], fontsize=9)
+        sizes = {name: network.get_parameter(f"{name}.weight").numel() for name in names}
+        labels = [f"{name}  {size / sum(sizes.values()):.1%}" for name, size in sizes.items()]
+        ax.set_yticklabels(labels, fontsize=9)
         ax.set_xticklabels([seed for _, found in groups for seed in found])
         ax.tick_params(axis="x", labelsize=9, top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         left = -0.5
@@ -169,10 +239,3 @@ def schemes(rows: pandas.DataFrame) -> Figure:
             ax.axvline(left, color="white", lw=4)
         ax.grid(visible=False)
         return figure
-
-
-def _sizes(model: str, names: list[str]) -> list[float]:
-    """Share of the weights that each layer has."""
-    network = models.get(model)()
-    sizes = [network.get_parameter(f"{name}.weight").numel() for name in names]
-    return [size / sum(sizes) for size in sizes]

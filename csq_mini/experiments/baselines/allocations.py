@@ -16,6 +16,7 @@ from torch import nn
 from ...check import unknown, whole
 from ...data import Data
 from ...files import read_json
+from ...report import paper_bits
 from ...targets import capacity, check_target, planes_in
 from .rounding import JointLoss
 from .solver import Planes, Sizes, cheapest, local_search
@@ -169,5 +170,5 @@ def read_scheme(path: str | Path) -> Planes:
     found = content.get("scheme", content) if isinstance(content, dict) else None
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{path} holds no scheme: it must be planes by layer name, or a row of results with a scheme")
-    return {name: len(k) - k.count(".") if isinstance(k, str) else whole(f"{path}: planes of {name}", k, 1, MOST)
+    return {name: paper_bits(k) if isinstance(k, str) else whole(f"{path}: planes of {name}", k, 1, MOST)
             for name, k in found.items()}  # fmt: skip
