@@ -55,14 +55,16 @@ def run(bed: Bed, target: str, method: str, seed: int, changes: Mapping[str, Any
 
 
 def choose(bed: Bed, folders: Iterable[str], file: str) -> None:
-    """Write the changes of the trial whose hard accuracy on the validation splits was best at its end.
+    """Write the changes of the trial whose hard accuracy on the validation splits was best at its end, and all trials.
 
-    Without folders it is the only one.
+    Without folders it is the only one. ``cut`` is what settling or the freeze took away, in bits a weight.
     """
     judged: list[dict[str, Any]] = []
     for changes, folder in zip(trials(bed), folders):
-        ends = [float(load_history(key, folder)["hard"].iloc[-1]) for key in load_rows(folder)["key"]]
-        judged.append({"changes": changes, "validation": statistics.fmean(ends)})
+        ends = [load_history(key, folder).iloc[-1] for key in load_rows(folder)["key"]]
+        means = {name: statistics.fmean(end.get(column, 0.0) for end in ends)
+                 for name, column in (("validation", "hard"), ("cut", "cut"))}  # fmt: skip
+        judged.append({"changes": changes, **means})
     only = {"changes": trials(bed)[0]}
     best = max(judged, key=lambda trial: trial["validation"], default=only)  # of equals, the one named first
     write_json(file, {"changes": best["changes"], "tried": judged})
@@ -72,12 +74,12 @@ def compare(bed: Bed, against: str, folders: Mapping[tuple[str, str], list[str]]
     """Write every run of a bed as a line of a table, and what each method comes to beside another one.
 
     Args:
-        against: the method that all are compared with, seed by seed and fold by fold.
+        against: the method that all are compared with, seed by seed and fold by fold; a bed may name its own.
         folders: of the seeds, by target and method; the chosen rates lie beside them.
     """
     import pandas
 
-    runs, lines = [], []
+    runs, lines, against = [], [], bed.get("against", against)
     accuracy: dict[tuple[str, str], dict[tuple[int, Any], float]] = {}
     for (target, method), places in folders.items():
         rows = [row for place in places for row in load_rows(place).to_dict("records")]

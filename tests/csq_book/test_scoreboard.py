@@ -105,8 +105,22 @@ def test_the_tables_of_the_workflow_are_read_and_show_what_every_rate_came_to(tm
     rows = table_of(csq(0, 0.92, fold=0), planes(0, 0.91, fold=0))
     rows.to_csv(tmp_path / "bed.csv", index=False)
     assert scoreboard.board(scoreboard.runs_of("bed")).equals(scoreboard.board(rows))
-    tried = [{"changes": {"lr": lr}, "validation": value} for lr, value in ((0.1, 0.95), (0.3, 0.97))]
+    tried = [{"changes": {"lr": lr}, "validation": value, "cut": 0.25} for lr, value in ((0.1, 0.95), (0.3, 0.97))]
     write_json(tmp_path / "bed.json", {"settings": [
-        {"target": 2.0, "method": "planes+uniform", "changes": {"lr": 0.3}, "tried": tried}]})  # fmt: skip
+        {"target": 2.0, "method": "planes+uniform", "changes": {"lr": 0.3}, "tried": tried},
+        {"target": 2.0, "method": "csq", "changes": {"lr": 0.1}, "tried": tried}]})  # fmt: skip
     assert scoreboard.by_rate("bed").to_dict("records") == [
-        {"method": "fixed planes, uniform", "target": "2", "rate 0.1": "(95.0%)", "rate 0.3": "97.0%"}]
+        {"method": "CSQ", "rate 0.1": "95.0%", "rate 0.3": "(97.0%)"},
+        {"method": "fixed planes, uniform", "rate 0.1": "(95.0%)", "rate 0.3": "97.0%"}]
+    assert scoreboard.by_rate("bed", "cut")["rate 0.1"].to_list() == ["0.25", "(0.25)"]
+
+
+def test_a_grid_has_a_line_for_each_strength(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoreboard, "CLAIMS", tmp_path)
+    tried = [{"changes": {"lr": lr, "strength": s}, "validation": lr + s} for lr in (0.1, 0.3) for s in (0.02, 0.2)]
+    both = [{"target": 2.0, "method": m, "changes": tried[0]["changes"], "tried": tried} for m in ("csq", "ste")]
+    write_json(tmp_path / "bed.json", {"settings": both})
+    lines = scoreboard.by_rate("bed").to_dict("records")
+    assert [(line["method"], line["strength"]) for line in lines] == [
+        ("CSQ", 0.02), ("CSQ", 0.2), ("straight-through", 0.02), ("straight-through", 0.2)]  # fmt: skip
+    assert lines[0]["rate 0.1"] == "12.0%" and lines[1]["rate 0.3"] == "(50.0%)"

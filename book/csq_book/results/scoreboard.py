@@ -37,22 +37,31 @@ def runs_of(bed: str) -> pandas.DataFrame:
     return pandas.read_csv(CLAIMS / f"{bed}.csv")
 
 
-def by_rate(bed: str) -> pandas.DataFrame:
-    """Accuracy on the validation splits by the learning rate of the weights, a line a method; from the trials of a bed.
-
-    In brackets: not the rate that was taken.
-    """
+def trials(bed: str) -> pandas.DataFrame:
+    """The trials of a bed: method, target, what was changed, ``validation`` accuracy, ``cut``, whether it was taken."""
     import pandas
 
-    settings, lines = json.loads((CLAIMS / f"{bed}.json").read_text())["settings"], []
-    for setting in settings:
+    lines = []
+    for setting in json.loads((CLAIMS / f"{bed}.json").read_text())["settings"]:
         name, _, scheme = setting["method"].partition("+")
-        line = {"method": str(Entry(name, scheme or None)), "target": f"{setting['target']:g}"}
         for trial in setting["tried"]:
-            text = f"{trial['validation']:.1%}"
-            line[f"rate {trial['changes']['lr']:g}"] = text if trial["changes"] == setting["changes"] else f"({text})"
-        lines.append(line)
+            lines.append({"method": str(Entry(name, scheme or None)), "target": setting["target"], **trial["changes"],
+                          "validation": trial["validation"], "cut": trial.get("cut", 0.0),
+                          "taken": trial["changes"] == setting["changes"]})  # fmt: skip
     return pandas.DataFrame(lines)
+
+
+def by_rate(bed: str, column: str = "validation") -> pandas.DataFrame:
+    """The trials of a bed as a table, a column for each learning rate; in brackets what was not taken.
+
+    ``column`` is "validation", an accuracy, or "cut", in bits a weight.
+    """
+    found, text = trials(bed), "{:.1%}" if column == "validation" else "{:.2f}"
+    found["shown"] = [text.format(value) for value in found[column]]
+    found.loc[~found["taken"], "shown"] = "(" + found["shown"] + ")"
+    keys = [key for key in ("method", "target", "strength") if key in found and found[key].nunique() > 1]
+    table = found.pivot(index=keys, columns="lr", values="shown").reset_index()
+    return table.rename(columns={lr: f"rate {lr:g}" for lr in sorted(set(found["lr"]))}).rename_axis(columns=None)
 
 
 class Entry(NamedTuple):
