@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .bits import at_least_float32
-from .check import number, select, whole
+from .check import Diverged, number, select, whole
 from .modules import named_modules, unwrap
 
 MAX_BITS = 8
@@ -141,5 +141,5 @@ def activation_bits(model: nn.Module) -> dict[str, int]:
     found = {name: m for name, m in named_modules(model) if isinstance(m, PACT)}
     for name, pact in found.items():
         if not (pact.alpha.is_meta or pact.alpha.isfinite()):
-            raise ValueError(f"the clip {name}.alpha is {pact.alpha.item()}: it has diverged, lower its rate")
+            raise Diverged(f"the clip {name}.alpha is {pact.alpha.item()}: it has diverged, lower its rate")
     return {name: pact.bits for name, pact in found.items()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from .check import Diverged
 from .modules import copied, inputs_of, named_modules, outputs_of, unwrap
 from .planes import has_planes
 
@@ -101,8 +102,8 @@ def _estimate(model: nn.Module, norms: dict[str, Any], batches: Iterable[Any]) -
         raise ValueError("no batch to recalibrate batch norm on: pass at least one batch of inputs")
     for name, norm in norms.items():
         if not (norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()):
-            raise ValueError(f"the new statistics of batch norm {name} are NaN or infinite: a weight before it has "
-                             "diverged, or the inputs are too large; the old ones are kept")  # fmt: skip
+            raise Diverged(f"the new statistics of batch norm {name} are NaN or infinite: a weight before it has "
+                           "diverged, or the inputs are too large; the old ones are kept")  # fmt: skip
 
 
 def _inputs(batch: Any) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .bits import at_least_float32
-from .check import floors, kept_counts, number
+from .check import Diverged, floors, kept_counts, number
 from .planes import Planes, csq_layers
 from .relaxed import no_autocast
 from .rewind import Start
@@ -201,7 +201,7 @@ class Budget:
             raise ValueError("the masks are frozen already; convert a fresh model to search again")
         for name, planes in self.layers.items():
             if not (planes().isfinite().all() and planes.q.isfinite().all()):
-                raise ValueError(f"layer {name} has diverged (NaN or infinity): lower its learning rate")
+                raise Diverged(f"layer {name} has diverged (NaN or infinity): lower its learning rate")
         start = None if rewind is None else Start(rewind, self.model, self.layers)
         counts = self._counts() if like is None else kept_counts(like, self._available())
         if (size := planes_in(self.weights, counts)) > capacity(self.target, self.weights):

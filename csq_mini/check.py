@@ -14,6 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 T = TypeVar("T")
 
 
+class Diverged(ValueError):
+    """A training has left what numbers can hold: a value became NaN or infinite."""
+
+
 def whole(name: str, value: object, low: int = 0, high: float = math.inf, hint: str = "") -> int:
     """``value`` as an int, or a ValueError if it is not a whole number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .bits import at_least_float32, planes_to_integer, unit_step
+from .check import Diverged
 from .modules import named_modules
 from .planes import DROPPED, FILLED, Planes
 
@@ -79,8 +80,8 @@ def _check_planes(planes: Planes, name: str) -> None:
         if key == "q" and planes.frozen:
             continue
         if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
-            raise ValueError(f"layer {name or '(model)'} has diverged: its {key} holds NaN or infinity; go back to a "
-                             "checkpoint and lower the learning rate")  # fmt: skip
+            raise Diverged(f"layer {name or '(model)'} has diverged: its {key} holds NaN or infinity; go back to a "
+                           "checkpoint and lower the learning rate")  # fmt: skip
     if planes.frozen:
         marks, kept = planes.mask.round(), planes.open.nonzero().flatten()
         whole = bool((planes.mask - marks).abs().max() < 0.01) and bool(((marks >= DROPPED) & (marks <= FILLED)).all())

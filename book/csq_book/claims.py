@@ -1,5 +1,7 @@
 """The steps of the workflow in ``book/workflow``: run a trial or a seed, choose rates, compare methods by seed."""
 
+import os
+import shutil
 import statistics
 import traceback
 from collections.abc import Iterable, Mapping
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from csq_mini import reproduce
+from csq_mini.check import Diverged
 from csq_mini.experiments.rows import load_history, load_rows
 from csq_mini.experiments.statistics import paired, summary
 from csq_mini.files import read_json, write_json, write_whole
@@ -54,6 +57,16 @@ def run(bed: Bed, target: str, method: str, seed: int, changes: Mapping[str, Any
             raise
 
 
+def trial(bed: Bed, target: str, method: str, seed: int, changes: Mapping[str, Any], folder: str, log: str) -> None:
+    """The same for a rate that is tried: one with which a run diverges has lost, and leaves no rows but a word."""
+    try:
+        run(bed, target, method, seed, changes, folder, log)
+    except Diverged as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        Path(folder, "diverged.txt").write_text(str(error))
+
+
 def choose(bed: Bed, folders: Iterable[str], file: str) -> None:
     """Write the changes of the trial whose hard accuracy on the validation splits was best at its end, and all trials.
 
@@ -62,9 +75,9 @@ def choose(bed: Bed, folders: Iterable[str], file: str) -> None:
     judged: list[dict[str, Any]] = []
     for changes, folder in zip(trials(bed), folders):
         ends = [load_history(key, folder).iloc[-1] for key in load_rows(folder)["key"]]
-        means = {name: statistics.fmean(end.get(column, 0.0) for end in ends)
+        means = {name: statistics.fmean([end.get(column, 0.0) for end in ends] or [0.0])
                  for name, column in (("validation", "hard"), ("cut", "cut"))}  # fmt: skip
-        judged.append({"changes": changes, **means})
+        judged.append({"changes": changes, **means, "diverged": not ends})
     only = {"changes": trials(bed)[0]}
     best = max(judged, key=lambda trial: trial["validation"], default=only)  # of equals, the one named first
     write_json(file, {"changes": best["changes"], "tried": judged})

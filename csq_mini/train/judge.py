@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..check import Diverged
 from ..data import Data
 from ..data.dataset import check_data
 from ..modules import outputs_of, unwrap
@@ -65,4 +66,4 @@ def judged(outputs: Any, targets: Tensor, metric: Metric) -> float:
 
 def _refuse_nan(outputs: Any) -> None:
     if any(t.isnan().any() for t in outputs_of(outputs).values()):
-        raise ValueError("outputs of the model are NaN: look for NaN in the inputs, or a weight that has diverged")
+        raise Diverged("outputs of the model are NaN: look for NaN in the inputs, or a weight that has diverged")

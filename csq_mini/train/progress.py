@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..check import Diverged
 from ..recipes import Recipe
 from . import processes as parallel
 
@@ -39,10 +40,10 @@ class Meter:
     since: float | None = None  # when the clock was last started
 
     def settle(self, recipe: Recipe, when: str) -> None:
-        """Wait for the device, average the loss over the processes, stop the clock; ValueError if it is not finite."""
+        """Wait for the device, average the loss over the processes, stop the clock; Diverged if it is not finite."""
         if not torch.isfinite(parallel.mean_(self.loss)):
-            raise ValueError(f"the loss became {float(self.loss)} by {when}: check that inputs are finite, or lower "
-                             f"lr ({recipe.lr}) or logit_lr ({recipe.logit_lr})")  # fmt: skip
+            raise Diverged(f"the loss became {float(self.loss)} by {when}: check that inputs are finite, or lower "
+                           f"lr ({recipe.lr}) or logit_lr ({recipe.logit_lr})")  # fmt: skip
         if self.since is not None:
             self.seconds, self.since = self.seconds + time.perf_counter() - self.since, None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..activations import quantize_activations
 from ..batchnorm import kept_in_eval, recalibrate, set_training
 from ..budget import Budget
-from ..check import number
+from ..check import Diverged, number
 from ..conversion import convert, harden, set_temperature
 from ..data import Data
 from ..gates import temperature
@@ -195,7 +195,8 @@ class Trainer:
         try:
             entry = self._judge()
         except ValueError as error:
-            raise ValueError(f"judging after {self._when()}: {error}") from error
+            kind = Diverged if isinstance(error, Diverged) else ValueError
+            raise kind(f"judging after {self._when()}: {error}") from error
         self.meter = Meter(torch.zeros_like(self.meter.loss))
         self.history.append(entry)
         if self.done and self.budget and not self.budget.frozen:  # a recipe without a finetune

@@ -80,6 +80,19 @@ def test_the_rate_that_is_best_over_all_validation_splits_is_taken(tmp_path):
     assert [round(t["validation"], 3) for t in read_json(tmp_path / "rates.json")["tried"]] == [0.93, 0.95, 0.595]
 
 
+def test_a_rate_with_which_training_diverges_loses(tmp_path, monkeypatch):
+    bed, folder = {"run": RUN, "tune": {"lr": [1e30, 0.1]}}, tmp_path / "1e30"
+    monkeypatch.chdir(tmp_path)
+    claims.trial(bed, "2", "ste+uniform", 0, {"lr": 1e30}, str(folder), str(tmp_path / "log"))
+    assert [file.name for file in folder.iterdir()] == ["diverged.txt"]
+    assert "the loss became nan" in (tmp_path / "log").read_text()
+    row = made_up("ste", 2.0, model="digits_cnn", data="digits", profile="bed", allocation="uniform", key="ste")
+    write_row(tmp_path / "0.1", row, pandas.DataFrame({"hard": [0.1]}))
+    claims.choose(bed, [folder, tmp_path / "0.1"], tmp_path / "rates.json")
+    first, second = read_json(tmp_path / "rates.json")["tried"]
+    assert claims.rates(tmp_path / "rates.json") == {"lr": 0.1} and first["diverged"] and not second["diverged"]
+
+
 def test_every_run_of_the_config_is_one_that_reproduce_takes(tmp_path):
     config = yaml.safe_load((ROOT / "book/workflow/config.yaml").read_text())
     runs = [(bed, *setting) for bed in config["beds"].values() for setting in claims.settings(bed)]

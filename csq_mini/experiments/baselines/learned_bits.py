@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...check import Diverged
 from ...targets import capacity, planes_in
 from .quantizers import TINY, Quantizer
 from .rounding import nearest
@@ -56,7 +57,10 @@ class StepAndRange(Quantizer):
         return ((self.log_range - self.log_step).exp() + 1).log2()
 
     def kept(self) -> int:
-        return min(max(math.ceil(float(self.precision().detach()) - EDGE), 1), int(self.planes))
+        precision = float(self.precision().detach())
+        if math.isnan(precision):
+            raise Diverged("a step or a range is NaN or infinite: lower the learning rate")
+        return min(max(math.ceil(min(precision, self.available) - EDGE), 1), int(self.planes))
 
     def _step(self) -> tuple[Tensor, Tensor, Tensor]:
         d, q = self.log_step.exp(), self.log_range.exp()
