@@ -70,7 +70,7 @@ serve: $(if $(wildcard _build/html/index.html),setup,book) ## serve the built bo
 
 # It takes all variables of the command line (FROM_MAKE names them), so that a misspelt one is refused.
 reproduce: setup ## run the reproduction pages: PROFILE=smoke|cpu|held|full TARGETS="2 3" SEEDS="0 1" METHODS=csq PAGES=... START=...; WHAT=claims: the workflow of the claims
-	if [ "$$WHAT" = claims ]; then $(BIN)/snakemake -s book/workflow/Snakefile --cores "$$JOBS"; \
+	if [ "$$WHAT" = claims ]; then $(BIN)/snakemake -s book/workflow/Snakefile --cores "$$JOBS" --keep-going; \
 	else $(BIN)/python book/scripts/reproduce.py; fi
 
 bench: setup ## measure step times, memory and digits accuracy; JSON goes to book/results
