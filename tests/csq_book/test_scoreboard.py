@@ -93,6 +93,7 @@ def test_accuracy_by_size_has_a_line_a_method_and_reaches_from_the_lowest_run_to
     rows = table_of(csq(0, 0.91), csq(1, 0.93), planes(0, 0.90), planes(1, 0.90),
                     made_up("planes", 1.5, 0, accuracy=0.88, allocation="uniform"))  # fmt: skip
     ax = scoreboard.by_size(rows, line=92.5).axes[0]
+    assert scoreboard.by_size(rows[rows["method"] == "csq"]).axes[0].containers  # no uniform planes are needed
     first, second = ax.containers
     assert [c.get_label() for c in ax.containers] == ["uniform", "CSQ"]
     assert [*first[0].get_ydata()] == pytest.approx([88, 90]) and [*second[0].get_ydata()] == pytest.approx([92])

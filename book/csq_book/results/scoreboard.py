@@ -90,10 +90,10 @@ def entry_of(row: Mapping[str, Any]) -> Entry:
     return Entry(row["method"], row["allocation"] if isinstance(row["allocation"], str) else None)
 
 
-def entries(rows: pandas.DataFrame, against: Entry = UNIFORM) -> dict[Entry, dict[tuple[int, int], float]]:
+def entries(rows: pandas.DataFrame, against: Entry | None = UNIFORM) -> dict[Entry, dict[tuple[int, int], float]]:
     """Accuracy in percent by seed and fold, for each method of these rows; the best mean first.
 
-    ValueError if there are two rows of one method and seed, or none of ``against``.
+    ValueError if there are two rows of one method and seed, or none of ``against``, if that is given.
     """
     found: dict[Entry, dict[tuple[int, int], float]] = {}
     for row in rows.to_dict("records"):
@@ -102,7 +102,7 @@ def entries(rows: pandas.DataFrame, against: Entry = UNIFORM) -> dict[Entry, dic
         if seed in runs:
             raise ValueError(f"two rows of {row['method']} with seed {row['seed']}: {row['key']} is one of them")
         runs[seed] = 100 * row["accuracy"]  # type: ignore[index]
-    if against not in found:
+    if against and against not in found:
         raise ValueError(f"no row of {against}, with which the others are compared")
     return dict(sorted(found.items(), key=lambda item: -summary(item[1])["mean"]))
 
@@ -165,7 +165,7 @@ def by_size(rows: pandas.DataFrame, against: Entry = UNIFORM, line: float | None
     ``line`` marks an accuracy, such as that of the float network.
     """
     targets = sorted(set(rows["target"]))
-    found = {target: entries(rows[rows["target"] == target], against) for target in targets}
+    found = {target: entries(rows[rows["target"] == target], None) for target in targets}
     order = dict.fromkeys(entry for runs in found.values() for entry in runs)
     with plots.style() as colors:
         figure = plots.Picture(3.8)
