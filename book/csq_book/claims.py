@@ -96,6 +96,9 @@ def compare(bed: Bed, against: str, folders: Mapping[tuple[str, str], list[str]]
     accuracy: dict[tuple[str, str], dict[tuple[int, Any], float]] = {}
     for (target, method), places in folders.items():
         rows = [row for place in places for row in load_rows(place).to_dict("records")]
+        if len(rows) != len(places) * (folds := len(bed.get("folds", [None]))):
+            raise ValueError(f"{len(rows)} rows of {method} at {target} bits, not {folds} in each of {len(places)} "
+                             f"folders: delete {Path(places[0]).parent}, and run it again")  # fmt: skip
         runs += [_line(row) for row in rows]
         accuracy[target, method] = {(row["seed"], row["fold"]): row["accuracy"] for row in rows}
     for (target, method), mine in accuracy.items():

@@ -80,6 +80,15 @@ def test_the_rate_that_is_best_over_all_validation_splits_is_taken(tmp_path):
     assert [round(t["validation"], 3) for t in read_json(tmp_path / "rates.json")["tried"]] == [0.93, 0.95, 0.595]
 
 
+def test_a_folder_that_lacks_a_fold_is_not_summed_up(tmp_path):
+    row = made_up("csq", 2.0, model="digits_cnn", data="digits", profile="bed", fold=0, key="fold0")
+    write_row(tmp_path / "csq/seed0", row, pandas.DataFrame({"hard": [1.0]}))
+    bed, places = {"folds": [0, 1], "seeds": [0]}, {("2", "csq"): [str(tmp_path / "csq/seed0")]}
+    with pytest.raises(ValueError, match="1 rows of csq at 2 bits, not 2 in each of 1 folders: delete .*csq, and run"):
+        claims.compare(bed, "csq", places, str(tmp_path / "bed.csv"), str(tmp_path / "bed.json"))
+    assert not (tmp_path / "bed.csv").exists() and not (tmp_path / "bed.json").exists()
+
+
 def test_a_rate_with_which_training_diverges_loses(tmp_path, monkeypatch):
     bed, folder = {"run": RUN, "tune": {"lr": [1e30, 0.1]}}, tmp_path / "1e30"
     monkeypatch.chdir(tmp_path)
