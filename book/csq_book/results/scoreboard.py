@@ -182,7 +182,7 @@ def by_size(rows: pandas.DataFrame, against: Entry = UNIFORM, line: float | None
             ax.axhline(line, color="0.3", lw=1.2, ls="--", label="float")
         ax.set_xticks(targets, [f"{target:g}" for target in targets])
         ax.set(xlabel="bits a weight, at most", ylabel="accuracy (%)")
-        figure.legend(loc="outside upper center", ncols=4)
+        figure.legend(loc="outside upper center", ncols=3)
         return figure
 
 
